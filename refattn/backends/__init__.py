@@ -1,0 +1,1 @@
+"""Accelerated implementations, each checked against the references."""
