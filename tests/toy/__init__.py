@@ -1,0 +1,1 @@
+"""A mechanism small enough to test the kit with."""

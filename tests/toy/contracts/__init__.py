@@ -1,0 +1,1 @@
+"""The toy contract, found by scanning like any other."""
