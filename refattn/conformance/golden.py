@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+import refattn
 from refattn.conformance.storage import (
     StorageError,
     case_from_json,
@@ -69,7 +70,7 @@ def freeze(contracts: Iterable[Contract], folder: Path) -> dict[str, int]:
             "schema": SCHEMA,
             "mechanism": contract.slug,
             "paper": contract.paper,
-            "generator": {"refattn": metadata.version("refattn"), "numpy": np.__version__},
+            "generator": {"refattn": refattn.__version__, "numpy": np.__version__},
             "archive": {"file": f"{contract.slug}.npz", "sha256": sha256},
             "vectors": described,
         }

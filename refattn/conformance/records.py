@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        return {**asdict(self), "check": str(self.check), "matches": list(self.matches)}
+        report = {key: None if isinstance(v, float) and not isfinite(v) else v for key, v in self.report.items()}
+        return {**asdict(self), "check": str(self.check), "matches": list(self.matches), "report": report}
 
 
 def tally(records: Iterable[Record]) -> dict[str, int]:

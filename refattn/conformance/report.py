@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["WIDTH", "as_json", "as_junit", "as_markdown", "failures_text", "summary_line", "table_text"]
 
 WIDTH = 100
+_LABEL, _DTYPE = 28, 8
 _COLUMNS = ("scenario", "random", "exact", "golden", "law", "safety", "gradient", "grade")
 _MARKS = {"failed": "F", "inconclusive": "?", "acceptable": "a", "expected": "x", "passed": "ok", "skipped": "-"}
 
@@ -27,7 +28,7 @@ def _cell(records: Sequence[Record]) -> str:
     counts = tally(records)
     judged = len(records) - counts["skipped"]
     if counts["failed"]:
-        return f"{counts['failed']} of {judged} FAIL"
+        return f"{counts['failed']}F/{judged}"
     if not judged:
         return "-"
     marks = "".join(f" {counts[s]}{_MARKS[s]}" for s in ("acceptable", "expected", "inconclusive") if counts[s])
@@ -43,29 +44,30 @@ def _rows(records: Iterable[Record]) -> dict[tuple[str, str, str, str], list[Rec
 
 def table_text(records: Sequence[Record]) -> str:
     """Return the matrix of checks, entry by kind, within 100 columns."""
-    lines: list[str] = []
-    backend = ""
     kinds = [kind for kind in _COLUMNS if any(r.check.kind == kind and r.status != "skipped" for r in records)]
-    width = max(8, min(14, (WIDTH - 34) // max(1, len(kinds)) - 1))
-    for (name, mechanism, entry, dtype), row in _rows(records).items():
-        if name != backend:
-            backend = name
-            lines += [
-                "",
-                f"backend {name}",
-                f"{'mechanism · entry':<28}{'dtype':<9}" + "".join(f"{k:>{width}}" for k in kinds),
-            ]
-        if all(record.status == "skipped" for record in row):
-            lines.append(f"{_label(mechanism, entry):<28}{dtype:<9}  not offered: {row[0].reason}"[:WIDTH])
-            continue
-        cells = (_cell([r for r in row if r.check.kind == kind]) for kind in kinds)
-        lines.append(f"{_label(mechanism, entry):<28}{dtype:<9}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(line.rstrip() for line in lines).lstrip("\n")
+    width = (WIDTH - _LABEL - _DTYPE) // max(1, len(kinds), 6)
+    head = f"{'':<{_LABEL}}{'dtype':<{_DTYPE}}" + "".join(f"{kind:>{width}}" for kind in kinds)
+    lines: list[str] = []
+    group = ("", "")
+    for (backend, mechanism, entry, dtype), row in _rows(records).items():
+        if backend != group[0]:
+            lines += ["", f"backend {backend}", head]
+        if (backend, mechanism) != group:
+            lines.append(mechanism)
+            group = (backend, mechanism)
+        lines.append(f"{_label(entry):<{_LABEL}}{dtype:<{_DTYPE}}{_cells(row, kinds, width)}")
+    return "\n".join(line.rstrip()[:WIDTH] for line in lines).lstrip("\n")
 
 
-def _label(mechanism: str, entry: str) -> str:
-    label = entry if entry.startswith(mechanism) else f"{mechanism} · {entry}"
-    return label if len(label) <= 27 else f"{label[:26]}…"  # the column
+def _cells(row: Sequence[Record], kinds: Sequence[str], width: int) -> str:
+    if all(record.status == "skipped" for record in row):
+        return f"  not offered: {row[0].reason}"
+    return "".join(f"{_cell([r for r in row if r.check.kind == kind]):>{width}}" for kind in kinds)
+
+
+def _label(entry: str) -> str:
+    text = f"  {entry}"
+    return text if len(text) < _LABEL else f"{text[: _LABEL - 2]}…"
 
 
 def failures_text(records: Iterable[Record], most: int = 10) -> str:
@@ -139,5 +141,5 @@ def as_markdown(records: Sequence[Record]) -> str:
         if all(record.status == "skipped" for record in row):
             continue
         cells = [_cell([r for r in row if r.check.kind == kind]) for kind in kinds]
-        lines.append(f"| `{backend}` | {_label(mechanism, entry)} | {dtype} | {' | '.join(cells)} |")
+        lines.append(f"| `{backend}` | {mechanism} · `{entry}` | {dtype} | {' | '.join(cells)} |")
     return "\n".join(lines)

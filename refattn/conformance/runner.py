@@ -94,9 +94,9 @@ class _Worker:
         self.pipe.send(check)
 
     def end(self) -> None:
-        self.pipe.close()
         self.process.kill()
         self.process.join()
+        self.pipe.close()
 
 
 class _Pool:

@@ -1,0 +1,127 @@
+"""Who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "refattn").rglob("*.py"))
+ROOMS = ("layers", "interventions", "interpretability", "efficiency", "benchmarks", "transformer")
+
+# room -> the parts of the project and the third parties that it may import
+MAY_IMPORT = {
+    "primitives": ({"primitives"}, {"numpy", "scipy"}),
+    **{room: ({"primitives", "transformer", room}, {"numpy", "scipy"}) for room in ROOMS},
+    "backends": ({"backends"}, {"numpy", "array_api_compat", "array_api_extra", "jax", "torch"}),
+    "conformance": (
+        {"conformance", "backends", "cli"},
+        {"numpy", "hypothesis", "ml_dtypes", "pytest"},
+    ),
+    "contracts": ({"contracts", "conformance", "primitives", *ROOMS}, {"numpy", "scipy", "hypothesis"}),
+}
+
+
+def imports(path):
+    """Yield the full name and the imported names of each import in a file, those for type checkers left out."""
+    tree = ast.parse(path.read_text())
+    for node in walk_at_run_time(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
+def walk_at_run_time(node):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from walk_at_run_time(child)
+
+
+def in_room(path):
+    parts = path.relative_to(ROOT / "refattn").parts
+    return parts[0] if len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if in_room(p) in MAY_IMPORT], ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_room_imports_only_what_it_may(path):
+    """No file imports a room or a package that its own room may not."""
+    rooms, packages = MAY_IMPORT[in_room(path)]
+    for module, names in imports(path):
+        top, *rest = module.split(".")
+        if top == "refattn":
+            assert not rest or rest[0] in rooms or in_backend_types(path, names), f"{path.name} imports {module}"
+        elif top not in sys.stdlib_module_names:
+            assert top in packages, f"{path.name} imports {module}"
+
+
+def in_backend_types(path, names):
+    """Backends may share the weight and result NamedTuples of a reference: classes, no functions."""
+    return in_room(path) == "backends" and bool(names) and all(name[0].isupper() for name in names)
+
+
+def test_the_kit_names_no_mechanism():
+    """No file of the kit holds the slug of a mechanism as a word."""
+    from refattn.conformance.registry import find_contracts
+
+    slugs = set(find_contracts()) - {"attention"}  # the word for what all mechanisms are
+    for path in (ROOT / "refattn" / "conformance").rglob("*.py"):
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not names & slugs, path
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import refattn", "import refattn.primitives.attention, refattn.layers.rat, refattn.layers.biformer"],
+)
+def test_references_import_light(statement):
+    """Importing the package or a reference loads neither hypothesis nor matplotlib nor a framework."""
+    heavy = ("hypothesis", "matplotlib", "torch", "jax", "tqdm", "ml_dtypes", "array_api_compat", "pytest")
+    code = f"import sys; {statement}; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_there_is_no_utils():
+    """No file is called utils, helpers, misc or common: a thing that has a place has a name."""
+    assert not [p for p in FILES if p.stem in ("utils", "helpers", "misc", "common")]
+
+
+def test_imports_have_no_circles():
+    """The modules of the project import each other without a circle at run time."""
+    graph = {module_name(path): set() for path in FILES}
+    for path in FILES:
+        for module, names in top_level_imports(path):
+            targets = {module, *(f"{module}.{name}" for name in names)} & set(graph)
+            graph[module_name(path)] |= targets - {module_name(path), "refattn"}
+    done, active = set(), []
+
+    def visit(module):
+        assert module not in active, " -> ".join([*active, module])
+        if module not in done:
+            active.append(module)
+            for target in graph[module]:
+                visit(target)
+            active.pop()
+            done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def top_level_imports(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("refattn"):
+            yield node.module, tuple(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names if alias.name.startswith("refattn"))
