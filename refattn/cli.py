@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--dtype", action="append", default=[], help="float32 if not given (repeatable), or all")
     audit.add_argument("--full", action="store_true", help="all vectors instead of the smallest set that catches all")
     audit.add_argument("--seed", type=int, default=0, help="of the vectors")
+    audit.add_argument("--markdown", type=Path, metavar="FILE", help="write the matrix as Markdown tables")
     audit.add_argument("--file-inventory", action="store_true", help="put the present laws and bugs on file")
     golden = _add(commands, "golden", _golden, "freeze, verify or export the frozen vectors")
     golden.add_argument("action", choices=("freeze", "verify", "export"))
@@ -265,7 +266,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     from refattn.conformance.audit import audit_entry, audit_laws, inventory, missing_from_inventory
-    from refattn.conformance.report_audit import audit_json, audit_text
+    from refattn.conformance.report_audit import audit_json, audit_markdown, audit_text
     from refattn.conformance.storage import write_json
 
     contracts = _contracts(options.only)
@@ -283,6 +284,8 @@ def _audit(options: argparse.Namespace) -> int:
         weak = audit_laws(contract, entry, seed=options.seed)
         toothless |= {f"{contract.slug}/{entry.name}/{name}": why for name, why in weak.items() if why}
     missing = missing_from_inventory(contracts.values())
+    if options.markdown:
+        options.markdown.write_text(audit_markdown(rows, toothless), encoding="utf-8")
     if options.json:
         _print_json(audit_json(rows, toothless, missing))
     else:

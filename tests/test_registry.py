@@ -100,7 +100,7 @@ def test_integer_inputs_are_converted_or_refused_by_name(contract, entry):
     try:
         result = entry.expected(integers)
     except (TypeError, ValueError) as error:
-        assert name in str(error)
+        assert name in str(error)  # noqa: PT017  # either way is right: refusing by name, or converting
     else:
         for output, value in entry.expected(whole).items():
             np.testing.assert_allclose(result[output], value, rtol=1e-12, atol=1e-12)
@@ -108,7 +108,7 @@ def test_integer_inputs_are_converted_or_refused_by_name(contract, entry):
 
 @pytest.mark.parametrize("contract", CONTRACTS.values(), ids=lambda c: c.slug)
 def test_a_contract_is_complete(contract):
-    """Every bug has a description and a remedy, every law a sentence and a witness, and there are eight bugs or more."""
+    """Every bug has a description and a remedy, every law a sentence and a witness; there are eight bugs or more."""
     bugs = [bug for entry in contract.entries for bug in entry.bugs]
     laws = [law for entry in contract.entries for law in entry.laws]
 

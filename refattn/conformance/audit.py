@@ -89,7 +89,7 @@ def _try_pair(
     entry: Entry, pair: tuple[str, str], dtype: str, bugs: Iterable[Bug], rows: dict[str, AuditRow], seed: int
 ) -> None:
     scenario, family = pair
-    case = entry.scenarios[scenario](family, dtype, seed)
+    case = entry.scenario_case(scenario, family, dtype, seed)
     acting = [bug for bug in bugs if bug.applies(case)]
     if not acting:
         return
@@ -129,8 +129,8 @@ def _toothless(contract: Contract, entry: Entry, law: Law, seed: int) -> str:
     others = {other.name: other.reference for other in contract.entries}
     backend = Backend(SimpleNamespace(**{**others, owner.name: bug.wrong}), "planted")
     bench = Bench(backend, contract)
-    makers = [(maker, family) for maker in entry.scenarios.values() for family in entry.families[:3]]
-    cases = (case for maker, family in makers if law.applies(case := maker(family, "float64", seed)))
+    pairs = [(scenario, family) for scenario in entry.scenarios for family in entry.families[:3]]
+    cases = (case for pair in pairs if law.applies(case := entry.scenario_case(*pair, "float64", seed)))
     with np.errstate(all="ignore"):
         for _, case in zip(range(_LAW_CASES), cases, strict=False):
             if _breaks(law, bench, case, seed):

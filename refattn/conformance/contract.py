@@ -7,8 +7,9 @@ and judges backends; it knows no mechanism itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -48,7 +49,7 @@ def map_arrays(function: Callable[[np.ndarray], Any], tree: Any) -> Any:
     return tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One call of one entry: its arrays and its options.
 
@@ -127,7 +128,7 @@ class Probe(Protocol):
         """Whether the backend has functions of these names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
     """A property that every correct implementation has, stated without the reference's values.
 
@@ -155,7 +156,7 @@ class Law:
     witness: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bug:
     """A named wrong version of an entry: a mistake that people make.
 
@@ -184,7 +185,7 @@ class Bug:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Convention:
     """A choice on which correct implementations differ and which a backend may declare in ``CONVENTIONS``.
 
@@ -209,10 +210,11 @@ class Convention:
     receive: Callable[[Outputs, Case, str], Outputs] = lambda outputs, _case, _value: outputs
 
 
+# All of these compare and hash by identity, so that what is derived from a case can be kept for as long as it lives.
 Maker = Callable[[str, str, int], Case]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One public function of a mechanism that a backend may provide.
 
@@ -275,6 +277,16 @@ class Entry:
         keywords = {name: value for name, value in arrays.items() if name not in self.positional}
         return function(*(arrays[name] for name in self.positional), **keywords, **case.options)
 
+    @lru_cache(maxsize=512)  # noqa: B019  # entries live as long as the process
+    def scenario_case(self, scenario: str, family: str, dtype: str, seed: int) -> Case:
+        """Return a named scenario filled with a value family; the same object for the same arguments."""
+        return self.scenarios[scenario](family, dtype, seed)
+
+    def plain_cases(self, dtype: str, seed: int) -> Iterator[Case]:
+        """Yield every scenario, filled with normal values where there are such."""
+        family = "normal" if "normal" in self.families else self.families[0]
+        return (self.scenario_case(scenario, family, dtype, seed) for scenario in self.scenarios)
+
     def spoken_options(self, case: Case) -> dict[str, Any]:
         """Return the options of ``case`` that differ from the reference's defaults: no backend need know the others."""
         parameters = inspect.signature(self.reference).parameters
@@ -299,7 +311,7 @@ def unpack(result: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in pairs if hasattr(value, "shape")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contract:
     """Everything the kit knows about one mechanism.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -169,15 +170,10 @@ def vectors_of(contract: Contract, entry: Entry, dtype: str) -> list[Vector]:
     return [v for v in _shipped(contract) if v.case.entry == entry.name and v.case.dtype == dtype]
 
 
-_LOADED: dict[int, tuple[Vector, ...]] = {}
-
-
+@cache
 def _shipped(contract: Contract) -> tuple[Vector, ...]:
-    """Read a contract's vectors once; contracts hold mappings and so cannot be keys themselves."""
-    if id(contract) not in _LOADED:
-        there = (golden_folder() / f"{contract.slug}.json").is_file()
-        _LOADED[id(contract)] = tuple(load(golden_folder(), contract)) if there else ()
-    return _LOADED[id(contract)]
+    there = (golden_folder() / f"{contract.slug}.json").is_file()
+    return tuple(load(golden_folder(), contract)) if there else ()
 
 
 def verify(contracts: Mapping[str, Contract], folder: Path | None = None) -> dict[str, list[str]]:

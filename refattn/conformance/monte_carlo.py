@@ -131,7 +131,7 @@ def _budget(
         _bound(runs, sigma, precision).reshape(y.shape),
         sigma.reshape(y.shape),
         twin.reshape(rows),
-        flush=2.0 * precision.normal_d + (terms + 2) * precision.normal_a,
+        flush=precision.flush_floor(terms),
         terms=terms,
         precision=precision,
     )

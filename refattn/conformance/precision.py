@@ -135,6 +135,11 @@ class Precision(NamedTuple):
         """Whether inputs and outputs have 16 bits."""
         return self.dtype in ("float16", "bfloat16")
 
+    def flush_floor(self, terms: int) -> float:
+        """Return what flushing subnormals to zero may add to an error that sums ``terms`` terms."""
+        sums = 0.0 if self.dtype == "float16" else (terms + 2) * self.normal_a  # no device flushes float16's sums
+        return 2.0 * self.normal_d + sums
+
 
 def precision_class(name: str | None, dtype: str) -> Precision:
     """Return the precision class that a backend declares by ``name``, at ``dtype``.

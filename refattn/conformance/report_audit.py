@@ -72,14 +72,28 @@ def audit_json(rows: Sequence[AuditRow], toothless: Mapping[str, str], missing: 
     }
 
 
-def audit_markdown(rows: Sequence[AuditRow]) -> str:
-    """Return the matrix as Markdown, a table for each entry."""
-    blocks = []
+def audit_markdown(rows: Sequence[AuditRow], toothless: Mapping[str, str]) -> str:
+    """Return the audit as a page: the score, then a table for each entry."""
+    caught = sum(row.is_caught for row in rows)
+    blocks = [
+        "# The kit's own score",
+        "Printed by `refattn audit --dtype all --markdown docs/audit.md`. Each planted bug is a wrong version that "
+        "people write; a vector set catches it if the kit rejects its output there. *Effective* counts the cases on "
+        "which the rounded wrong output differs from the right one at all.",
+        f"**{caught} of {len(rows)}** planted bugs caught (each counted once for every dtype that can resolve it), "
+        f"**{len(toothless)}** laws that their witness does not break.",
+    ]
     for (mechanism, entry, dtype), group in _by_entry(rows).items():
         head = "| planted bug | caught / effective | vector sets that catch it |\n| --- | --- | --- |"
-        blocks.append(f"## {mechanism} · {entry} · {dtype}\n\n{head}")
-        for row in group:
-            catching = [name for name, count in row.caught.items() if count]
-            score = f"{sum(row.caught.values())} / {sum(row.effective.values())}"
-            blocks[-1] += f"\n| `{row.bug}` | {score} | {', '.join(catching)} |"
-    return "\n\n".join(blocks)
+        lines = [f"\n| `{row.bug}` | {_score(row)} | {_catching(row)} |" for row in group]
+        if group:
+            blocks.append(f"## {mechanism} · {entry} · {dtype}\n\n{head}{''.join(lines)}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _score(row: AuditRow) -> str:
+    return f"{sum(row.caught.values())} / {sum(row.effective.values())}"
+
+
+def _catching(row: AuditRow) -> str:
+    return ", ".join(name for name, count in row.caught.items() if count) or "**none**"

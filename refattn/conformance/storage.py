@@ -253,17 +253,13 @@ def _assemble(path: str, leaves: dict[str, Any], structures: dict[str, type]) ->
 
 
 @cache
-def _structures_by_name(entry_name: str, makers: tuple[Any, ...], family: str) -> dict[str, type]:
-    del entry_name
+def _structures(entry: Entry) -> dict[str, type]:
+    """Return the types of the structures in an entry's cases, by path."""
     found: dict[str, type] = {}
-    for maker in makers:
-        for name, tree in maker(family, "float64", 0).arrays.items():
+    for case in entry.plain_cases("float64", 0):
+        for name, tree in case.arrays.items():
             _note_structures(name, tree, found)
     return found
-
-
-def _structures(entry: Entry) -> dict[str, type]:
-    return _structures_by_name(entry.name, tuple(entry.scenarios.values()), entry.families[0])
 
 
 def _note_structures(path: str, tree: Any, found: dict[str, type]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Outcome", "budgets_of"]
 
 
+@lru_cache(maxsize=512)
 def budgets_of(entry: Entry, case: Case, precision: str | None = None) -> Mapping[str, Budget]:
     """Return the budget of every output of ``case``: the entry's own error model, or Monte Carlo arithmetic."""
     if entry.budgets is not None:

@@ -1,5 +1,6 @@
 """Files from strangers: everything a vector or replay file can do wrong is refused, and what is right survives."""
 
+import contextlib
 import io
 import struct
 import zipfile
@@ -201,8 +202,9 @@ def test_too_many_members_are_refused(tmp_path, monkeypatch):
 def test_a_member_given_twice_is_refused(tmp_path):
     """Two members of the same name are ambiguous and refused."""
     path = tmp_path / "a.npz"
-    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        for _ in range(2):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", npy(np.zeros(1)))
+        with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("x.npy", npy(np.zeros(1)))
 
     with pytest.raises(StorageError, match="same name"):
@@ -222,10 +224,8 @@ def test_random_bytes_never_do_more_than_raise(tmp_path_factory, content):
 @given(st.text(max_size=60))
 def test_random_text_parses_or_raises_a_storage_error(text):
     """Any text either is JSON or raises a StorageError."""
-    try:
+    with contextlib.suppress(StorageError):
         read_json(text)
-    except StorageError:
-        pass
 
 
 class Pair(NamedTuple):

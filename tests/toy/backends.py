@@ -88,7 +88,9 @@ identity_view = backend(lambda x, **_: x[...])
 wrong_shape = backend(lambda x, **_: _centre(x)[..., :-1])
 wrong_dtype = backend(lambda x, **_: _centre(x).astype(np.float16))
 not_an_array = backend(lambda x, **_: "centre")
-no_gain_keyword = backend(lambda x: _centre(x))
-refuses_gain = backend(lambda x, gain=1.0: (_ for _ in ()).throw(NotImplementedError("gain")) if gain != 1 else _centre(x))
+no_gain_keyword = backend(lambda x: _centre(x))  # noqa: PLW0108  # the signature is the point
+refuses_gain = backend(
+    lambda x, gain=1.0: (_ for _ in ()).throw(NotImplementedError("gain")) if gain != 1 else _centre(x)
+)
 unknown_convention = backend(_centre, CONVENTIONS={"empty": "three"})
 nothing = SimpleNamespace()

@@ -22,11 +22,9 @@ _RUNS = 3
 
 def grade(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record:
     """Grade a backend: ``bitwise``, or ``within rounding`` with the largest difference."""
-    family = "normal" if "normal" in entry.families else entry.families[0]
-    cases = [maker(family, check.dtype, options.seed) for maker in entry.scenarios.values()]
     way = _determinism if check.name == "determinism" else _batch_invariance
     refusal = "no scenario has a batch to take apart"
-    for case in cases:
+    for case in entry.plain_cases(check.dtype, options.seed):
         try:
             differences = way(bench, entry, case)
         except NotSupportedError as error:

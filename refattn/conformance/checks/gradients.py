@@ -33,9 +33,7 @@ _CASES = 3
 def directional(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record:
     """Check the derivative with respect to the argument that names the check."""
     judged, refusal = 0, "no scenario to try"
-    for scenario, maker in entry.scenarios.items():
-        family = "normal" if "normal" in entry.families else entry.families[0]
-        case = maker(family, check.dtype, options.seed)
+    for case in entry.plain_cases(check.dtype, options.seed):
         target = case.arrays.get(check.name)
         if not isinstance(target, np.ndarray) or target.size == 0:
             continue
@@ -49,7 +47,6 @@ def directional(check: CheckId, bench: Bench, entry: Entry, options: Settings) -
             return failure(check, bench, entry, options, [outcome], cases=judged, fails=lambda _: False)
         if judged == _CASES:
             break
-        del scenario
     if not judged:
         raise NotSupportedError(refusal)
     return Record(check, "passed", cases=judged)

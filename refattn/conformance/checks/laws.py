@@ -20,8 +20,6 @@ from refattn.conformance.trial import Bench, Outcome
 from refattn.conformance.verdict import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from refattn.conformance.contract import Case, Entry, Law, Outputs
     from refattn.conformance.settings import Settings
 
@@ -97,7 +95,7 @@ def law(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record
         raise NotSupportedError(f"needs {', '.join(rule.needs)}")
     trial = _LawTrial(rule, bench, options.seed)
     try:
-        held = (trial.hold(case) for case in _scenario_cases(entry, check.dtype, options.seed))
+        held = (trial.hold(case) for case in entry.plain_cases(check.dtype, options.seed))
         for _ in zip(range(_SCENARIOS_PER_LAW), filter(None, held), strict=False):
             pass
         draw_cases(
@@ -115,11 +113,6 @@ def law(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record
     if trial.refusal:
         raise NotSupportedError(trial.refusal)
     return Record(check, "inconclusive", "no case to which the law applies was drawn")
-
-
-def _scenario_cases(entry: Entry, dtype: str, seed: int) -> Iterator[Case]:
-    family = "normal" if "normal" in entry.families else entry.families[0]
-    return (maker(family, dtype, seed) for maker in entry.scenarios.values())
 
 
 def broken_claim(rule: Law, bench: Bench, case: Case, seed: int) -> Claim | None:

@@ -131,7 +131,7 @@ def safety(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Rec
     if entry.gradient_of and not bench.backend.provides(entry.name):
         raise NotSupportedError(f"{entry.name} comes from automatic differentiation")
     judged, refusal = 0, "no scenario to try"
-    for case in _cases(entry, check.dtype, options.seed):
+    for case in _full_cases(entry, check.dtype, options.seed):
         try:
             found = _WAYS[check.name](bench, entry, case)
         except NotSupportedError as error:
@@ -150,10 +150,9 @@ def safety(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Rec
     return Record(check, "passed", cases=judged)
 
 
-def _cases(entry: Entry, dtype: str, seed: int) -> Iterator[Case]:
-    family = "normal" if "normal" in entry.families else entry.families[0]
-    for maker in entry.scenarios.values():
-        case = maker(family, dtype, seed)
+def _full_cases(entry: Entry, dtype: str, seed: int) -> Iterator[Case]:
+    """Yield the scenarios without an empty array: there is something to write to."""
+    for case in entry.plain_cases(dtype, seed):
         if all(leaf.size for tree in case.arrays.values() for leaf in _numpy_leaves(tree)):
             yield case
 

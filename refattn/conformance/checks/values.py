@@ -32,8 +32,7 @@ class _FoundError(Exception):
 
 def scenario(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record:
     """Judge one named scenario in every value family."""
-    maker = entry.scenarios[check.name]
-    cases = (maker(family, check.dtype, options.seed) for family in entry.families)
+    cases = (entry.scenario_case(check.name, family, check.dtype, options.seed) for family in entry.families)
     return summarise(check, bench, entry, options, [bench.try_case(entry, case) for case in cases])
 
 

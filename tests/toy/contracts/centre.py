@@ -55,7 +55,9 @@ def _shift(probe, case, rng):
 
 
 def _exact(dtype):
-    return Case("centre", {"x": np.array([[1.0, 2.0, 3.0, 2.0]])}, {}, dtype), {"out": np.array([[-1.0, 0.0, 1.0, 0.0]])}
+    return Case("centre", {"x": np.array([[1.0, 2.0, 3.0, 2.0]])}, {}, dtype), {
+        "out": np.array([[-1.0, 0.0, 1.0, 0.0]])
+    }
 
 
 CONTRACT = Contract(
@@ -71,7 +73,9 @@ CONTRACT = Contract(
             scenarios={
                 "plain": _make((2, 3, 5)),
                 "gain": _make((2, 4, 4), gain=3.0),
-                "hollow": lambda family, dtype, seed: _make((1, 2, 4))(family, dtype, seed).having(x=np.zeros((1, 2, 4))),
+                "hollow": lambda family, dtype, seed: _make((1, 2, 4))(family, dtype, seed).having(
+                    x=np.zeros((1, 2, 4))
+                ),
             },
             families=("normal", "large"),
             cases=_drawn,
