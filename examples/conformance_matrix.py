@@ -30,9 +30,15 @@ reference; `x` expected failures, each explained below; `?` inconclusive ones, w
 `F` failures. Options that a kernel does not have are skipped and not counted."""
 
 
-def installed(adapter: Path) -> bool:
+def installed(adapter: str) -> bool:
     """Whether the framework that an adapter's name begins with is there."""
-    return importlib.util.find_spec(FRAMEWORKS[adapter.stem.partition("_")[0]]) is not None
+    return importlib.util.find_spec(FRAMEWORKS[name_of(adapter).partition("_")[0]]) is not None
+
+
+def name_of(adapter: str) -> str:
+    """Return how the matrix calls an adapter: its file without the folder, and the object in it if one is named."""
+    path, _, attribute = adapter.partition(":")
+    return f"{Path(path).stem}:{attribute}" if attribute else Path(path).stem
 
 
 def versions() -> str:
@@ -49,30 +55,38 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (2)")
     parser.add_argument("--device", help="where the arrays live, such as cuda")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write (docs/conformance.md)")
-    parser.add_argument("adapters", nargs="*", type=Path, help="only these files")
+    parser.add_argument("--title", default="Real kernels against the contract", help="of the page")
+    parser.add_argument("--dtype", action="append", help="only these (repeatable)")
+    parser.add_argument("adapters", nargs="*", help="only these files, or file.py:object")
     options = parser.parse_args()
     settings = Settings(options.examples, replays=ADAPTERS / "replays")
     records, reasons, problems = [], {}, []
-    for adapter in options.adapters or sorted(ADAPTERS.glob("*.py")):
+    for adapter in options.adapters or sorted(map(str, ADAPTERS.glob("*.py"))):
         if not installed(adapter):
-            print(f"{adapter.stem}: its framework is not installed", file=sys.stderr)
+            print(f"{adapter}: its framework is not installed", file=sys.stderr)
             continue
         found = check(
-            str(adapter), only=["attention"], dtypes=DTYPES, settings=settings, jobs=options.jobs, device=options.device
+            adapter,
+            only=["attention"],
+            dtypes=options.dtype or DTYPES,
+            settings=settings,
+            jobs=options.jobs,
+            device=options.device,
         )
-        expected = ADAPTERS / "expected" / f"{adapter.stem}.toml"
+        name = name_of(adapter)
+        expected = ADAPTERS / "expected" / f"{name.replace(':', '-')}.toml"
         expectations = read_expectations(expected) if expected.is_file() else Expectations()
-        marked, wrong = expectations.apply([record.having(backend=adapter.stem) for record in found])
+        marked, wrong = expectations.apply([record.having(backend=name) for record in found])
         records += marked
-        problems += [f"{adapter.stem}: {problem}" for problem in wrong]
-        reasons[adapter.stem] = expectations.expected
-        print(f"{adapter.stem}: {summary_line(marked)}", file=sys.stderr)
-    options.page.write_text(page(records, reasons), encoding="utf-8")
+        problems += [f"{name}: {problem}" for problem in wrong]
+        reasons[name] = expectations.expected
+        print(f"{name}: {summary_line(marked)}", file=sys.stderr)
+    options.page.write_text(page(options.title, records, reasons), encoding="utf-8")
     print("\n".join(part for part in (failures_text(records), *problems, summary_line(records)) if part))
     return int(bool(problems) or any(record.status == "failed" for record in records))
 
 
-def page(records: list, reasons: dict) -> str:
+def page(title: str, records: list, reasons: dict) -> str:
     """Return the page: what was run, the matrix, and who is right where a real kernel fails."""
     explained = [
         f"- **{name}** `{pattern}`: {reason}"
@@ -80,7 +94,7 @@ def page(records: list, reasons: dict) -> str:
         for pattern, reason in patterns.items()
     ]
     parts = [
-        "# Real kernels against the contract",
+        f"# {title}",
         f"Printed by `python examples/conformance_matrix.py` with {versions()}.",
         LEGEND,
         as_markdown(records),

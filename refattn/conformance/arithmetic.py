@@ -42,6 +42,7 @@ __all__ = ["MonteCarloArithmetic", "Site", "steering"]
 
 TENSOR_CORE = 2.0  # c_a of the attention sheet: accumulators of matrix units truncate
 NEAR_OVERFLOW = 0.25  # from this part of the dtype's range on, another order of the same operations may overflow
+FAR = 1e150  # stands for infinity among ranks, so that differences stay finite
 REACH = 6.0  # standard deviations within which rounding may turn a decision
 POLE = 2.0  # a pole is near if twice its distance lies within that reach
 CURVED = 0.125  # an exponential whose argument errs by more than this is no longer linear in the error
@@ -123,15 +124,17 @@ class MonteCarloArithmetic:
         if self.exact:
             return exact
         moved: np.ndarray = exact * (1.0 + u * self.noise(exact.shape))
-        if exact.dtype.kind == "c":
-            return moved
+        return moved if exact.dtype.kind == "c" or np.isinf(self.largest) else self.ranged(moved)
+
+    def ranged(self, moved: np.ndarray) -> np.ndarray:
+        """Return numbers as the dtype's range has them: infinite beyond its end, in steps near zero."""
         size = np.abs(moved)
-        if np.any(size >= self.largest):
+        if (size >= self.largest).any():
             moved = np.where(size >= self.largest, np.copysign(np.inf, moved), moved)
-        near_zero = (size < self.normal) & (size > 0)
-        if near_zero.any():
-            step = np.where(size < 0.5 * self.tiny, -moved, 0.5 * self.tiny * self.noise(exact.shape))
-            moved = np.where(near_zero, moved + step, moved)
+        small = size < self.normal
+        if small.any():
+            step = np.where(size < 0.5 * self.tiny, -moved, 0.5 * self.tiny * self.noise(moved.shape))
+            moved = np.where(small & (size > 0), moved + step, moved)
         return moved
 
     def stored(self, x: Any) -> np.ndarray:
@@ -193,9 +196,10 @@ def steering(runs: list[list[Site]], magnify: float) -> list[Callable[[np.ndarra
 def _move(sites: list[Site], magnify: float) -> Callable[[np.ndarray, int], np.ndarray]:
     kind, values, axis = sites[0]
     stack = np.stack([site.values for site in sites])
-    stack = np.where(np.all(np.isfinite(stack), axis=0), stack, 0.0)
     if kind == "rank":
+        stack = np.nan_to_num(stack, nan=FAR, posinf=FAR, neginf=-FAR)  # hidden entries keep their rank
         return _swap(stack, axis if axis >= 0 else axis + values.ndim, magnify)
+    stack = np.where(np.all(np.isfinite(stack), axis=0), stack, 0.0)
     if kind == "pole":
         reach = REACH * _spread(stack, relative=True) / magnify
         near = reach > POLE * np.abs(stack[0])

@@ -83,6 +83,9 @@ class Library:
             np, ("empty", "empty_like"), lambda array: array.fill(np.nan) if array.dtype.kind == "f" else None
         )
 
+    def release(self) -> None:
+        """Give back what the library keeps between calls, such as compiled code for shapes that will not return."""
+
     def gradient(
         self, function: Callable[..., Any], leaves: Sequence[Any], cotangent: np.ndarray
     ) -> Sequence[Any] | None:
@@ -124,7 +127,7 @@ class Torch(Library):
         return tensor.to(device=self.device, dtype=getattr(self.torch, dtype), copy=True)
 
     def asnumpy(self, array: Any) -> np.ndarray:
-        tensor = array.detach().cpu()
+        tensor = self.torch.as_tensor(array).detach().cpu()
         return np.array((tensor.double() if tensor.is_floating_point() else tensor).numpy())
 
     def is_array(self, value: Any) -> bool:
@@ -159,6 +162,9 @@ class Torch(Library):
         return [self.torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
 
 
+_CHECKS_BETWEEN_RELEASES = 60
+
+
 class Jax(Library):
     """JAX, with 64-bit numbers switched on."""
 
@@ -167,6 +173,7 @@ class Jax(Library):
     def __init__(self, device: str | None = None) -> None:
         super().__init__(device)
         self.jax = importlib.import_module("jax")
+        self.checks = 0
         self.jax.config.update("jax_enable_x64", True)  # the signature of JAX
 
     def asarray(self, array: np.ndarray, dtype: str) -> Any:
@@ -193,6 +200,11 @@ class Jax(Library):
 
     def poisoned(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def release(self) -> None:
+        self.checks += 1
+        if self.checks % _CHECKS_BETWEEN_RELEASES == 0:  # compiled code is worth keeping, but not without end
+            self.jax.clear_caches()
 
     def gradient(
         self, function: Callable[..., Any], leaves: Sequence[Any], cotangent: np.ndarray

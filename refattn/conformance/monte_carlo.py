@@ -1,32 +1,37 @@
 """The default error model: run the reference a few times on arrays that err at random, and measure how far it moves.
 
 A mechanism needs no error analysis of its own to be judged by the seven rules of `verdict`; one that has a derived
-analysis (attention) uses that instead. What errs, and by how much, stands in `perturbed`. From the spread of the runs:
+analysis (attention) uses that instead. What errs, and by how much, stands in `arithmetic`. From the spread of the runs:
 
 * sigma, elementwise: the mean square of an element's deviations, averaged in equal parts with the mean square of its
-  row (four samples of one element say little; a row of them says enough), never below half the typical relative spread
+  row (a few samples of one element say little; a row of them says enough), never below half the typical relative spread
   of all rows, plus the rounding of the output itself, u_o²y²/3, and 3 half steps near zero;
 * twin, per row: the largest deviation among the runs;
+* coherent, per row: how much of its deviation all elements share (a gate, a norm), from the agreement of the runs'
+  directions; and for rule 5 how much of it all rows share, from the agreement of the runs' sizes;
 * bound, elementwise: ``1.5 sqrt(2 ln(elements / 1e-6)) sigma + u_o |y| + eta``: the Gaussian tail over all elements;
 * open rows: those that move by more than a quarter of their norm; those of integer outputs that differ between runs;
   those that leave their limits when every decision that rounding may turn is turned (see `arithmetic`);
 * float64 cannot show its own rounding errors: its runs use 2^17 times larger ones and the spread is divided. The
   reference itself is a float64 computation then, hence a factor sqrt 2.
 
-Narrow or single rows get more runs, up to sixteen, so that sigma always rests on at least sixteen numbers.
+Eight runs are what rows need whose elements err together: four may all happen to err little in the direction that a
+kernel takes. Narrow or single rows get up to sixteen, so that sigma always rests on at least sixteen numbers. The page
+on false alarms is the calibration of these constants.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from refattn.conformance.arithmetic import NEAR_OVERFLOW, MonteCarloArithmetic, steering
+from refattn.conformance.budget import CASE_ALARM, POOLED_LIMIT, SAFETY, Budget, row_limits, row_norm
 from refattn.conformance.contract import unpack
 from refattn.conformance.perturbed import Perturbed, bare
 from refattn.conformance.precision import Precision, overflow_threshold, precision_class
-from refattn.conformance.verdict import Budget, row_limits
 
 if TYPE_CHECKING:
     from refattn.conformance.contract import Case, Entry, Outputs
@@ -63,7 +68,7 @@ def perturbed_outputs(entry: Entry, case: Case, arithmetic: MonteCarloArithmetic
 
 
 def monte_carlo_budgets(
-    entry: Entry, case: Case, precision_name: str | None = None, *, samples: int = 4, seed: int = 0
+    entry: Entry, case: Case, precision_name: str | None = None, *, samples: int = 8, seed: int = 0
 ) -> dict[str, Budget]:
     """Derive the budget of every output of a case from the spread of a few erring runs of its reference.
 
@@ -94,7 +99,8 @@ def monte_carlo_budgets(
     moves = steering([machine.sites for machine in machines], magnify)
     for sign in STEERED if moves else ():
         steered = MonteCarloArithmetic(precision, np.random.default_rng(0), magnify=0.0, moves=moves, sign=sign)
-        runs.append(perturbed_outputs(entry, case, steered))
+        with suppress(ValueError, ArithmeticError, np.linalg.LinAlgError):  # a turned decision may lead nowhere
+            runs.append(perturbed_outputs(entry, case, steered))
     terms = max(machine.terms for machine in machines)
     return {
         name: _budget(
@@ -111,6 +117,7 @@ def _samples_for(y: np.ndarray) -> int:
     return -(-ENOUGH // max(narrowest, 1)) if y.size else 1
 
 
+@np.errstate(all="ignore")
 def _budget(
     y: np.ndarray, outputs: list[np.ndarray], samples: int, *, magnify: float, terms: int, precision: Precision
 ) -> Budget:
@@ -125,7 +132,7 @@ def _budget(
         return Budget(y, zeros, zeros, open=differs, terms=terms, precision=precision, derivation=why)
     runs = _in_rows(y, outputs, samples, magnify=magnify, dtype=precision.dtype)
     sigma = _sigma(runs, precision)
-    twin = np.max(_norm(runs.deviations), axis=0, initial=0.0)
+    twin = np.max(row_norm(runs.deviations), axis=0, initial=0.0)
     budget = Budget(
         y,
         _bound(runs, sigma, precision).reshape(y.shape),
@@ -134,6 +141,8 @@ def _budget(
         flush=precision.flush_floor(terms),
         terms=terms,
         precision=precision,
+        coherent=_coherent(runs, sigma).reshape(rows),
+        pooled_limit=_pooled_limit(runs, sigma, twin),
     )
     return _with_open_rows(budget, runs, samples)
 
@@ -149,10 +158,6 @@ def _in_rows(y: np.ndarray, outputs: list[np.ndarray], samples: int, *, magnify:
     usable = finite & np.isfinite(moved)
     deviations = np.where(usable, np.where(usable, moved, 0.0) - flat, 0.0)
     return _Runs(flat, deviations[:samples] / magnify, deviations[samples:], lost, magnify)
-
-
-def _norm(x: np.ndarray) -> np.ndarray:
-    return np.asarray(np.sqrt(np.sum(x * x, axis=-1)))
 
 
 def _typical(values: np.ndarray) -> float:
@@ -180,12 +185,41 @@ def _bound(runs: _Runs, sigma: np.ndarray, precision: Precision) -> np.ndarray:
     return np.asarray(ELEMENT_SAFETY * t * sigma + precision.u_o * np.abs(runs.y) + precision.eta_o)
 
 
+def _coherent(runs: _Runs, sigma: np.ndarray) -> np.ndarray:
+    """Return, per row, the scale of the error that all its elements share.
+
+    Deviations of one direction have a Gram matrix of rank one, independent ones a multiple of the identity; the share
+    of squares off the diagonal, beyond what chance gives so few runs, tells them apart.
+    """
+    count, _, width = runs.deviations.shape
+    gram = np.einsum("krc,lrc->rkl", runs.deviations, runs.deviations)
+    trace = np.trace(gram, axis1=1, axis2=2)
+    square = np.sum(gram**2, axis=(1, 2))
+    share = np.divide(square, trace**2, out=np.zeros_like(trace), where=trace > 0)
+    chance = min(1.0, 1.0 / count + 1.0 / max(width, 1))
+    common = np.clip((share - chance) / max(1.0 - chance, 1e-9), 0.0, 1.0)
+    return np.asarray(np.sqrt(common) * row_norm(sigma))
+
+
+def _pooled_limit(runs: _Runs, sigma: np.ndarray, twin: np.ndarray) -> float:
+    """Return what rule 5 may allow: 2, or more where few rows, or rows that err together, leave much to chance."""
+    scale = np.maximum(row_norm(sigma), twin)
+    live = scale > 0
+    if not live.any():
+        return POOLED_LIMIT
+    mean_squares = np.mean((row_norm(runs.deviations)[:, live] / scale[live]) ** 2, axis=1)  # one a run
+    typical, spread = float(np.mean(mean_squares)), float(np.var(mean_squares, ddof=1))
+    freedom = max(1.0, 2.0 * typical**2 / spread) if spread > 0 else np.inf
+    reach = 1.0 + np.sqrt(2.0 * np.log(1.0 / CASE_ALARM) / freedom)
+    return max(POOLED_LIMIT, SAFETY * float(np.sqrt(typical) * reach))
+
+
 def _with_open_rows(budget: Budget, runs: _Runs, samples: int) -> Budget:
     """Open the rows that cannot be certified; those that cross a decision need only stay within reach of the output."""
     shape, rows = budget.bound.shape, np.shape(budget.twin)
-    size = _norm(runs.y)
+    size = row_norm(runs.y)
     spread = np.sqrt(np.mean(np.sum(runs.deviations**2, axis=-1), axis=0)) * runs.magnify
-    jumped = np.max(_norm(runs.steered), axis=0, initial=0.0) > row_limits(budget).reshape(-1)
+    jumped = np.max(row_norm(runs.steered), axis=0, initial=0.0) > row_limits(budget).reshape(-1)
     stagnates = budget.terms * budget.precision.u_a > 0.5
     is_open = jumped | runs.lost | stagnates | (spread > OPEN_SPREAD * np.maximum(size, _typical(size)))
     reach = 100.0 * np.max(np.abs(runs.y), initial=0.0)

@@ -121,7 +121,7 @@ class Perturbed(np.ndarray):
         return _wrap(bare(out[0]) if len(out) == 1 else tuple(map(bare, out)), arithmetic)
 
     def __array_function__(self, func: Callable[..., Any], types: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        arithmetic = _machine((args, kwargs))
+        arithmetic = _machine((*args, *kwargs.values()))
         if func in _RANKINGS:
             return _rank(arithmetic, func, *args, **kwargs)
         if func is np.einsum:
@@ -135,6 +135,9 @@ class Perturbed(np.ndarray):
 
 def _machine(tree: Any) -> MonteCarloArithmetic:
     """Find the arithmetic that the perturbed arrays among the arguments share."""
+    for x in tree:  # nearly always one of the arguments themselves
+        if isinstance(x, Perturbed) and x.arithmetic is not None:
+            return x.arithmetic
     found: list[MonteCarloArithmetic] = []
 
     def look(x: Any) -> Any:
@@ -144,6 +147,10 @@ def _machine(tree: Any) -> MonteCarloArithmetic:
 
     map_arrays(look, tree)
     return found[0] if found else _EXACT_MACHINE
+
+
+def _exact(ufunc: np.ufunc) -> bool:
+    return ufunc in _EXACT or ufunc.__name__ == "clip"  # the ufunc behind np.clip has no public name
 
 
 def _decides(ufunc: np.ufunc) -> bool:
@@ -169,14 +176,18 @@ def _decide(
 def _rank(arithmetic: MonteCarloArithmetic, func: Callable[..., Any], values: Any, *args: Any, **kwargs: Any) -> Any:
     """Rank, or in a steered run exchange neighbours whose order rounding may turn."""
     plain = np.asarray(bare(values))
-    axis = kwargs.get("axis", args[-1] if args and func is not np.argpartition else -1)
-    if axis is None or (func in (np.argmax, np.argmin) and not args and "axis" not in kwargs):
+    flat = func in (np.argmax, np.argmin)  # without an axis they see one row
+    given = args[1:] if func is np.argpartition else args  # after kth, or at once
+    axis = kwargs.get("axis", given[0] if given else None if flat else -1)
+    if axis is None:
         return func(arithmetic.decide("rank", plain.reshape(-1)), *args, **kwargs)
     return func(arithmetic.decide("rank", plain, axis), *args, **kwargs)
 
 
 def _wrap(tree: Any, arithmetic: MonteCarloArithmetic) -> Any:
     """Make every floating array of a result perturbed; integers and booleans stay plain."""
+    if isinstance(tree, np.ndarray):
+        return Perturbed.of(tree, arithmetic) if tree.dtype.kind in "fc" else bare(tree)
     if isinstance(tree, (np.floating, np.complexfloating)):
         return Perturbed.of(tree, arithmetic)
     return map_arrays(lambda x: Perturbed.of(x, arithmetic) if x.dtype.kind in "fc" else bare(x), _as_arrays(tree))
@@ -193,7 +204,7 @@ def _run(arithmetic: MonteCarloArithmetic, ufunc: np.ufunc, method: str, inputs:
     if ufunc.signature is not None:  # matmul, vecdot and their kin
         return arithmetic.bilinear(lambda *x: ufunc(*x, **kwargs), inputs, _last(inputs[0]))
     result = getattr(ufunc, method)(*inputs, **kwargs)
-    if isinstance(result, tuple) or np.asarray(result).dtype.kind not in "fc" or ufunc in _EXACT:
+    if isinstance(result, tuple) or np.asarray(result).dtype.kind not in "fc" or _exact(ufunc):
         return result
     if method in ("reduce", "accumulate", "reduceat"):
         return _fold(arithmetic, ufunc, method, inputs, result, kwargs=kwargs)

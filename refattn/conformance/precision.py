@@ -1,6 +1,6 @@
 """What a dtype can hold, and where a kernel rounds: the two inputs of every error bound.
 
-Equation source: `specs/00-attention.md`, section 2.8 (precision classes, rounding without ml_dtypes).
+Equation source: the attention sheet, section 2.8 (precision classes, rounding without ml_dtypes).
 """
 
 from __future__ import annotations

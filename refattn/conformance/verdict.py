@@ -1,13 +1,15 @@
 """Right, wrong, or only rounded: judge an output against a budget derived from its own case.
 
-Equation source: `specs/00-attention.md`, section 2.8, Step E. A budget says, for every element of an output, how far
+Equation source: the attention sheet, section 2.8, Step E. A budget says, for every element of an output, how far
 rounding may move it at worst (the bound) and typically (sigma). Seven rules turn the two into a verdict:
 
 1. shape, dtype, and NaN and infinities exactly where the reference has them; nothing matches NaN but NaN
 2. empty rows equal to the declared policy, exactly
 3. element: ``|o - y| <= B``
-4. row: ``||o - y|| <= T = max(1.5 (||sigma|| + t max sigma), 4 ||twin - y||)``, ``t = sqrt(2 ln(N / 1e-6))``
-5. pooled: the root mean square over closed rows of ``||o - y|| / max(||sigma||, ||twin - y||)`` is at most 2
+4. row: ``||o - y|| <= T = max(1.5 (||sigma|| + t max sigma), 4 ||twin - y||)``, ``t = sqrt(2 ln(N / 1e-6))``;
+   where a budget says that elements of a row err together, their common scale takes the place of max sigma if larger
+5. pooled: the root mean square over closed rows of ``||o - y|| / max(||sigma||, ||twin - y||)`` is at most 2, or what
+   a budget says where rows err together
 6. open rows, which the declared precision cannot certify, are left out of 4 and 5; more than half open is inconclusive
 7. what fails 3 to 5 but passes once subnormals may be flushed to zero is acceptable
 """
@@ -18,17 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refattn.conformance.precision import Precision, overflow_threshold, precision_class
+from refattn.conformance.budget import Budget, Rows, in_rows, limits_of, row_limits, row_norm
+from refattn.conformance.precision import Precision, overflow_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Budget", "Verdict", "candidates", "degenerate", "judge", "row_limits", "self_check"]
 
-SAFETY = 1.5  # on the Gaussian concentration bound of a row
-TWIN_FACTOR = 4.0  # how much worse than the low-precision twin a row may be
-POOLED_LIMIT = 2.0
-CASE_ALARM = 1e-6  # probability, split over the rows of a case, that a correct row leaves the concentration bound
 OPEN_SHARE = 0.5  # more than this share of open rows leaves a case inconclusive
 EFFECTIVE = 16.0  # in units of u: how far a candidate must lie from the reference before it has to be rejected
 
@@ -44,47 +43,6 @@ RULES = {
     "open": "6 open rows: the declared precision cannot certify more than half of the rows",
     "flush": "7 flushed subnormals: the errors are those of a device that flushes subnormal numbers to zero",
 }
-
-
-class Budget(NamedTuple):
-    """What one output should be, and how far rounding may move it.
-
-    A row is the last axis; outputs of one axis are one row, and with ``row_axes=0`` every element is a row of its own
-    (log-sum-exp, losses). Per-row fields have the shape of the output without the row, or broadcast to it.
-
-    Attributes
-    ----------
-    expected : ndarray
-        The reference's output y in float64, or integers or booleans, which are compared exactly.
-    bound, sigma : ndarray
-        Elementwise: the largest error B of a correct kernel, and its statistical scale.
-    twin : ndarray
-        Per row: the L2 error of the worst low-precision twin.
-    empty, open : ndarray of bool
-        Per row: sees nothing, so the policy decides; cannot be certified in the declared precision.
-    flush : ndarray
-        Elementwise, or one number: what flushing subnormals to zero may add to an error.
-    terms : int
-        n, the longest sum.
-    precision : Precision
-        The declared precision class.
-    derivation : str
-        What the bound is made of, in lines for people; printed when a verdict is not a pass.
-    row_axes : int
-        1, or 0 if every element is a row.
-    """
-
-    expected: np.ndarray
-    bound: np.ndarray
-    sigma: np.ndarray
-    twin: np.ndarray | float = 0.0
-    empty: np.ndarray | bool = False
-    open: np.ndarray | bool = False
-    flush: np.ndarray | float = 0.0
-    terms: int = 1
-    precision: Precision = precision_class(None, "float64")
-    derivation: str = ""
-    row_axes: int = 1
 
 
 class Verdict(NamedTuple):
@@ -122,81 +80,15 @@ class Verdict(NamedTuple):
         )
 
 
-class _Rows(NamedTuple):
-    """A budget laid out as rows: (R, C) elementwise and (R,) per row."""
-
-    y: np.ndarray
-    bound: np.ndarray
-    sigma: np.ndarray
-    flush: np.ndarray
-    twin: np.ndarray
-    empty: np.ndarray
-    open: np.ndarray
-    shape: tuple[int, ...]
-
-
-def _row_shape(budget: Budget) -> tuple[int, ...]:
-    shape = np.shape(budget.expected)
-    return shape if budget.row_axes == 0 else shape[:-1]
-
-
-def _in_rows(budget: Budget) -> _Rows:
-    full, rows = np.shape(budget.expected), _row_shape(budget)
-    count = int(np.prod(rows, dtype=int))
-    width = full[-1] if len(full) > len(rows) else 1
-
-    def elements(values: Any) -> np.ndarray:
-        return np.broadcast_to(np.asarray(values, np.float64), full).reshape(count, width)
-
-    y, bound = elements(budget.expected), elements(budget.bound)
-    finite = np.isfinite(y)
-    unbounded = np.any(~np.isfinite(bound) & finite, axis=1)
-    return _Rows(
-        y,
-        np.where(finite, bound, 0.0),
-        np.where(finite & np.isfinite(bound), elements(budget.sigma), 0.0),
-        np.where(finite, elements(budget.flush), 0.0),
-        np.broadcast_to(np.asarray(budget.twin, np.float64), rows).reshape(count),
-        np.broadcast_to(budget.empty, rows).reshape(count),
-        np.broadcast_to(budget.open, rows).reshape(count) | unbounded,
-        rows,
-    )
-
-
-def _norm(x: np.ndarray) -> np.ndarray:
-    """L2 norm of each row, without overflow or underflow of the squares."""
-    if not x.shape[-1]:
-        return np.zeros(x.shape[:-1])
-    scale = np.max(np.abs(x), axis=-1, keepdims=True)
-    unit = np.divide(x, scale, out=np.zeros_like(x), where=(scale > 0) & np.isfinite(scale))
-    return np.asarray(np.squeeze(scale, -1) * np.sqrt(np.sum(unit * unit, axis=-1)))
-
-
 def _ratio(measured: Any, limit: Any) -> np.ndarray:
     """``measured / limit`` where 0 / 0 is 0 and anything else over 0 is infinite."""
     measured, limit = np.broadcast_arrays(np.asarray(measured, np.float64), np.asarray(limit, np.float64))
     bare = np.where(measured > 0, np.inf, 0.0)
-    return np.divide(measured, limit, out=bare, where=(limit > 0) & np.isfinite(limit) & np.isfinite(measured))
+    fair = (limit > 0) & np.isfinite(limit) & np.isfinite(measured)
+    return np.asarray(np.divide(measured, limit, out=bare, where=fair))
 
 
-def _limits(rows: _Rows) -> np.ndarray:
-    """Rule 4's T, one number a row."""
-    t = np.sqrt(2.0 * np.log(max(rows.y.shape[0], 1) / CASE_ALARM))
-    largest = np.max(rows.sigma, axis=1, initial=0.0)
-    return np.asarray(np.maximum(SAFETY * (_norm(rows.sigma) + t * largest), TWIN_FACTOR * rows.twin))
-
-
-def row_limits(budget: Budget) -> np.ndarray:
-    """Return the L2 error along the last axis that rounding may cause: shape of the output less that axis.
-
-    T of rule 4; for open rows the norm of the bound B, which holds there too; 0 for empty rows.
-    """
-    rows = _in_rows(budget)
-    flat: np.ndarray = np.where(rows.empty, 0.0, np.where(rows.open, _norm(rows.bound), _limits(rows)))
-    limits = flat.reshape(rows.shape)
-    return limits if budget.row_axes == 1 or not limits.ndim else _norm(limits)
-
-
+@np.errstate(all="ignore")  # outputs on trial may hold anything
 def judge(actual: Any, budget: Budget, *, dtype: str | None = None) -> Verdict:
     """Judge one output by the seven rules.
 
@@ -222,7 +114,7 @@ def judge(actual: Any, budget: Budget, *, dtype: str | None = None) -> Verdict:
         return _judge_exact(o, budget)
     if o.dtype.kind == "c" or o.dtype == object:
         return Verdict("fail", f"{RULES['dtype']}: {o.dtype}", report=_identity(budget))
-    rows = _in_rows(budget)
+    rows = in_rows(budget)
     return _judge_rows(o.astype(np.float64).reshape(rows.y.shape), rows, budget)
 
 
@@ -241,7 +133,7 @@ def _identity(budget: Budget) -> dict[str, Any]:
 
 
 def _judge_exact(o: np.ndarray, budget: Budget) -> Verdict:
-    rows = _in_rows(budget)
+    rows = in_rows(budget)
     differs = (o.reshape(rows.y.shape) != np.asarray(budget.expected).reshape(rows.y.shape)) & ~rows.open[:, None]
     share = float(np.mean(rows.open)) if rows.open.size else 0.0
     report = {**_identity(budget), "differing": int(differs.sum()), "open": share}
@@ -257,7 +149,7 @@ def _where(measure: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(measure)), shape)) if measure.size and shape else ()
 
 
-def _judge_rows(o: np.ndarray, rows: _Rows, budget: Budget) -> Verdict:
+def _judge_rows(o: np.ndarray, rows: Rows, budget: Budget) -> Verdict:
     full = np.shape(budget.expected)
     report = _identity(budget)
     judged = ~rows.empty[:, None] & np.isfinite(rows.bound)
@@ -283,7 +175,7 @@ def _judge_rows(o: np.ndarray, rows: _Rows, budget: Budget) -> Verdict:
     return failure or Verdict("pass", report=report)
 
 
-def _misplaced(o: np.ndarray, rows: _Rows, precision: Precision) -> np.ndarray:
+def _misplaced(o: np.ndarray, rows: Rows, precision: Precision) -> np.ndarray:
     """Rule 1: entries whose NaN or infinity is not the reference's, but for overflow of the dtype itself."""
     same = (np.isnan(o) == np.isnan(rows.y)) & (np.isposinf(o) == np.isposinf(rows.y))
     same &= np.isneginf(o) == np.isneginf(rows.y)
@@ -295,14 +187,14 @@ def _misplaced(o: np.ndarray, rows: _Rows, precision: Precision) -> np.ndarray:
 
 
 def _measure(
-    error: np.ndarray, rows: _Rows, full: tuple[int, ...], report: dict[str, Any], *, floor: bool
+    error: np.ndarray, rows: Rows, full: tuple[int, ...], report: dict[str, Any], *, floor: bool
 ) -> Verdict | None:
     """Rules 3 to 5, with or without the floor of rule 7; writes what it measures into ``report``."""
     flush = rows.flush if floor else np.zeros_like(rows.flush)
     closed = ~rows.open & ~rows.empty
-    size, norm, slack = np.abs(error), _norm(error), _norm(flush)
-    limit = _limits(rows) + slack
-    scale = np.maximum(_norm(rows.sigma), rows.twin)
+    size, norm, slack = np.abs(error), row_norm(error), row_norm(flush)
+    limit = limits_of(rows) + slack
+    scale = np.maximum(row_norm(rows.sigma), rows.twin)
     element = _ratio(size, rows.bound + flush)
     row = np.where(closed, _ratio(norm, limit), 0.0)
     share = np.where(closed, _ratio(np.maximum(norm - slack, 0.0), scale), 0.0)
@@ -318,20 +210,20 @@ def _measure(
     if report["row"] > 1.0:
         at = int(np.argmax(row))
         return Verdict("fail", RULES["row"], float(norm[at]), float(limit[at]), _where(row, rows.shape), report)
-    if pooled > POOLED_LIMIT:
-        return Verdict("fail", RULES["pooled"], pooled, POOLED_LIMIT, _where(share, rows.shape), report)
+    if pooled > rows.pooled_limit:
+        return Verdict("fail", RULES["pooled"], pooled, rows.pooled_limit, _where(share, rows.shape), report)
     return None
 
 
-def _describe(o: np.ndarray, error: np.ndarray, rows: _Rows, report: dict[str, Any]) -> None:
+def _describe(o: np.ndarray, error: np.ndarray, rows: Rows, report: dict[str, Any]) -> None:
     """Relative L2 and cosine of the worst row, and the correlation of everything: reported, never judged."""
     fair = np.isfinite(o) & np.isfinite(rows.y) & ~rows.empty[:, None]
     a, b = np.where(fair, o, 0.0), np.where(fair, rows.y, 0.0)
-    norm_a, norm_b = _norm(a), _norm(b)
+    norm_a, norm_b = row_norm(a), row_norm(b)
     unit_a = np.divide(a, norm_a[:, None], out=np.zeros_like(a), where=norm_a[:, None] > 0)
     unit_b = np.divide(b, norm_b[:, None], out=np.zeros_like(b), where=norm_b[:, None] > 0)
     cosine = np.where((norm_a == 0) & (norm_b == 0), 1.0, np.sum(unit_a * unit_b, axis=1))
-    report["relative_l2"] = float(np.max(_ratio(_norm(error), norm_b), initial=0.0))
+    report["relative_l2"] = float(np.max(_ratio(row_norm(error), norm_b), initial=0.0))
     report["cosine"] = float(np.min(cosine, initial=1.0))
     report["correlation"] = _correlation(a[fair], b[fair])
 
@@ -366,11 +258,12 @@ def degenerate(budget: Budget) -> bool:
     y = np.asarray(budget.expected)
     if y.dtype.kind in "biu" or not y.size:
         return False
-    rows = _in_rows(budget)
+    rows = in_rows(budget)
     values = rows.y[~rows.empty]
     return bool(values.size) and not np.any(np.isfinite(values) & (values != 0))
 
 
+@np.errstate(all="ignore")
 def self_check(budget: Budget, wrong: Mapping[str, np.ndarray] | None = None) -> tuple[str, ...]:
     """Return why a case proves nothing: the reasons to refuse it, none for a sound case.
 
@@ -392,15 +285,15 @@ def self_check(budget: Budget, wrong: Mapping[str, np.ndarray] | None = None) ->
         return ("the reference is nowhere finite and different from zero",)
     if y.dtype.kind in "biu" or not y.size:
         return ()
-    rows = _in_rows(budget)
+    rows = in_rows(budget)
     keep = np.isfinite(rows.y) & ~rows.empty[:, None]
-    size = _norm(np.where(keep, rows.y, 0.0).reshape(1, -1))[0]
+    size = row_norm(np.where(keep, rows.y, 0.0).reshape(1, -1))[0]
     reasons = []
     for name, output in (candidates(y) if wrong is None else wrong).items():
         values = np.asarray(output, np.float64).reshape(rows.y.shape)
         values = np.where(keep, values, rows.y)
         difference = np.subtract(values, rows.y, out=np.zeros_like(values), where=keep & np.isfinite(values))
-        distance = _norm(difference.reshape(1, -1))[0]
+        distance = row_norm(difference.reshape(1, -1))[0]
         effective = distance > EFFECTIVE * budget.precision.u_o * size
         if effective and judge(values.reshape(y.shape), budget).status == "pass":
             reasons.append(f"the output '{name}' passes although it is off by {distance / size:.2g} in relative L2")

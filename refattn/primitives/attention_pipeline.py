@@ -16,7 +16,7 @@ from refattn.primitives.visibility import ALL, part, positions_of, visible_pairs
 if TYPE_CHECKING:
     from refattn.primitives.attention_arguments import AttentionCall
 
-__all__ = ["Forward", "Logits", "attend", "masked_logits", "weighted_sum"]
+__all__ = ["Forward", "Logits", "attend", "key_distances", "masked_logits", "weighted_sum"]
 
 
 class Logits(NamedTuple):

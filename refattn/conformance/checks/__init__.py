@@ -38,6 +38,7 @@ def perform(check: CheckId, bench: Bench, settings: Settings) -> Record:
         record = KINDS[check.kind](check, bench, entry, settings)
     except NotSupportedError as error:
         record = Record(check, "skipped", str(error))
+    bench.backend.library.release()
     return record.having(backend=bench.backend.name, seconds=round(time.perf_counter() - begin, 4))
 
 
