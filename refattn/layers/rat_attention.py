@@ -203,6 +203,11 @@ def chunk_rope(x: np.ndarray, positions: Any, *, base: float | None) -> np.ndarr
     -------
     ndarray, shape (..., S, dh)
         Rotated by position · base^(−2i/dh).
+
+    Raises
+    ------
+    ValueError
+        If dh is odd: channels turn in pairs.
     """
     if base is None:
         return x
@@ -212,13 +217,35 @@ def chunk_rope(x: np.ndarray, positions: Any, *, base: float | None) -> np.ndarr
 
 
 def split_heads(x: np.ndarray, num_heads: int) -> np.ndarray:
-    """Cut (B, T, D) into heads (B, H, T, dh)."""
+    """Cut the width into heads.
+
+    Parameters
+    ----------
+    x : ndarray, shape (B, T, D)
+        Activations.
+    num_heads : int
+        H; divides D.
+
+    Returns
+    -------
+    ndarray, shape (B, H, T, dh)
+    """
     *lead, length, width = x.shape
     return np.swapaxes(x.reshape(*lead, length, num_heads, width // num_heads), -2, -3)
 
 
 def merge_heads(x: np.ndarray) -> np.ndarray:
-    """Lay heads (B, H, T, dh) side by side again, (B, T, D)."""
+    """Lay heads side by side again.
+
+    Parameters
+    ----------
+    x : ndarray, shape (B, H, T, dh)
+        Heads.
+
+    Returns
+    -------
+    ndarray, shape (B, T, D)
+    """
     *lead, num_heads, length, head_width = x.shape
     return np.swapaxes(x, -2, -3).reshape(*lead, length, num_heads * head_width)
 

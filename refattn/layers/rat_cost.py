@@ -74,7 +74,17 @@ def rat_flops(length: Any, *, d_model: int, head_dim: int, num_groups: int = 2, 
 
 
 def rnn_flops(*, d_model: int) -> float:
-    """Return operations per token of the RNN layer, whatever the length: 8 D²."""
+    """Return operations per token of the RNN layer, whatever the length: 8 D².
+
+    Parameters
+    ----------
+    d_model : int
+        D.
+
+    Returns
+    -------
+    float
+    """
     return 8.0 * d_model**2
 
 

@@ -54,7 +54,22 @@ def init_rat_weights(
 
 
 def init_rnn_weights(rng: np.random.Generator, d_model: int, *, length: int) -> RNNWeights:
-    """Draw weights of the recurrent layer, with a gate bias that spreads memory over ``length`` tokens."""
+    """Draw weights of the recurrent layer, with a gate bias that spreads memory over the sequence.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The source of randomness.
+    d_model : int
+        D.
+    length : int
+        T; the bias is log u, u ~ Uniform(1, T − 1).
+
+    Returns
+    -------
+    RNNWeights
+        Float64.
+    """
     return RNNWeights(
         _normal(rng, d_model, 3 * d_model),
         _chrono(rng, d_model, length),
@@ -64,12 +79,40 @@ def init_rnn_weights(rng: np.random.Generator, d_model: int, *, length: int) -> 
 
 
 def init_attention_weights(rng: np.random.Generator, d_model: int) -> AttentionWeights:
-    """Draw weights of the attention layer: N(0, 0.02²), norm 1."""
+    """Draw weights of the attention layer: N(0, 0.02²), norm 1.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The source of randomness.
+    d_model : int
+        D.
+
+    Returns
+    -------
+    AttentionWeights
+        Float64.
+    """
     return AttentionWeights(_normal(rng, d_model, 3 * d_model), _normal(rng, d_model, d_model), np.ones(d_model))
 
 
 def init_ffn_weights(rng: np.random.Generator, d_model: int, *, hidden: int | None = None) -> FFNWeights:
-    """Draw weights of the feed-forward layer: N(0, 0.02²), norm 1; ``hidden`` is 4 D if not given."""
+    """Draw weights of the feed-forward layer: N(0, 0.02²), norm 1.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The source of randomness.
+    d_model : int
+        D.
+    hidden : int, optional
+        F; 4 D if not given.
+
+    Returns
+    -------
+    FFNWeights
+        Float64.
+    """
     hidden = 4 * d_model if hidden is None else hidden
     return FFNWeights(np.ones(d_model), _normal(rng, d_model, hidden), _normal(rng, hidden, d_model))
 
@@ -122,7 +165,22 @@ def init_backbone_weights(
 def init_language_model_weights(
     rng: np.random.Generator, vocabulary: int, d_model: int, **options: Any
 ) -> LanguageModelWeights:
-    """Draw weights of a language model; ``options`` are those of `init_backbone_weights`."""
+    """Draw weights of a language model.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        The source of randomness.
+    vocabulary, d_model : int
+        V and D.
+    **options
+        Of `init_backbone_weights`.
+
+    Returns
+    -------
+    LanguageModelWeights
+        Float64.
+    """
     embedding = _normal(rng, vocabulary, d_model)
     return LanguageModelWeights(
         embedding, init_backbone_weights(rng, d_model, **options), _normal(rng, d_model, vocabulary)

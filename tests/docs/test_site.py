@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ for requirement in ("latex2mathml", "markdown", "pygments", "pymdownx"):
     pytest.importorskip(requirement, reason="the extra 'docs' is not installed")
 sys.path.insert(0, str(ROOT / "docs" / "site"))
 
+from markdown import Markdown  # noqa: E402
 from readalong import exercises, labels, pages  # noqa: E402
 from readalong.blocks import read_module  # noqa: E402
 from readalong.catalogue import Catalogue, relative, stem_of  # noqa: E402
@@ -365,6 +367,32 @@ def test_a_module_stands_on_its_page_with_headings_and_slots():
     assert 'data-slot="' not in html
     assert 'id="softmax.log_sum_exp"' in html
     assert '<span class="k">def</span>' in html
+
+
+# the page of all claims
+
+
+def test_claims_may_hold_any_sign(monkeypatch):
+    """Bars, stars, underscores and angle brackets of a claim stay text in its table."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run_all = importlib.import_module("run_all")
+    claim = run_all.Claim("n", "a < b", "x|y", "p*q_r*s_t", "reproduced")
+    page = run_all.as_markdown([run_all.Outcome("toy", (claim,), 0.0)])
+    html = Markdown(extensions=["tables", "attr_list", "md_in_html"]).convert(page)
+    assert '<div class="claims">' in html
+    assert "<td>a &lt; b</td>" in html
+    assert unescape(html).count("<td>x|y</td>\n<td>p*q_r*s_t</td>") == 1
+
+
+def test_only_scripts_with_claims_are_examples(monkeypatch):
+    """Helpers beside the examples are not run."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run_all = importlib.import_module("run_all")
+    found = run_all.examples([])
+    assert "attention" in found
+    assert not {"claims", "run_all", "attention_kernels"} & set(found)
+    with pytest.raises(SystemExit, match="only='dance'"):
+        run_all.examples(["dance"])
 
 
 # the built site

@@ -232,6 +232,21 @@ def test_only_differences_of_chunks_matter(problem, offset):
     close(chunk_attention(q, k, v, **rest, position_offset=offset), chunk_attention(q, k, v, **rest))
 
 
+@given(seeds, st.sampled_from([10000.0, 50.0]))
+def test_scores_turn_by_the_difference_of_chunks(seed, base):
+    """Read as complex numbers, channels i and i + dh/2 of a query meet those of a memory at (c − c′) base^(−2i/dh)."""
+    q, k, v = np.random.default_rng(seed).standard_normal((3, 1, 1, 9, 6))
+    _, a = chunk_attention(q, k, v, chunk_size=3, rope_base=base, return_weights=True)
+    as_complex = [x[0, 0, :, :3] + 1j * x[0, 0, :, 3:] for x in (q, k)]
+    frequencies = base ** (-np.arange(3) / 3)
+
+    for t, c in ((3, 0), (8, 0), (7, 1)):
+        turn = np.exp(1j * (t // 3 - c) * frequencies)
+        score = np.sum(as_complex[0][t] * turn * np.conj(as_complex[1][3 * c + 2])).real / np.sqrt(6)
+        own = np.sum(q[0, 0, t] * k[0, 0, t]) / np.sqrt(6)
+        close(np.log(a[0, 0, t, c] / a[0, 0, t, -1]), score - own, atol=1e-10)
+
+
 # 10
 @given(problems(min_chunks=1))
 def test_sharing_is_tiling(problem):
