@@ -86,6 +86,11 @@ def main() -> int:
     return int(bool(problems) or any(record.status == "failed" for record in records))
 
 
+def called_with() -> str:
+    """Return the arguments that shape the page, as they were given."""
+    return "".join(f" {word!r}" if " " in word else f" {word}" for word in sys.argv[1:])
+
+
 def page(title: str, records: list, reasons: dict) -> str:
     """Return the page: what was run, the matrix, and who is right where a real kernel fails."""
     explained = [
@@ -95,7 +100,7 @@ def page(title: str, records: list, reasons: dict) -> str:
     ]
     parts = [
         f"# {title}",
-        f"Printed by `python examples/conformance_matrix.py` with {versions()}.",
+        f"Printed by `python examples/conformance_matrix.py{called_with()}` with {versions()}.",
         LEGEND,
         as_markdown(records),
         f"**{summary_line(records)}**",

@@ -75,14 +75,16 @@ def audit_json(rows: Sequence[AuditRow], toothless: Mapping[str, str], missing: 
 def audit_markdown(rows: Sequence[AuditRow], toothless: Mapping[str, str]) -> str:
     """Return the audit as a page: the score, then a table for each entry."""
     caught = sum(row.is_caught for row in rows)
-    blocks = [
-        "# The kit's own score",
+    how = (
         "Printed by `refattn audit --dtype all --markdown docs/audit.md`. Each planted bug is a wrong version that "
         "people write; a vector set catches it if the kit rejects its output there. *Effective* counts the cases on "
-        "which the rounded wrong output differs from the right one at all.",
+        "which the rounded wrong output differs from the right one at all."
+    )
+    score = (
         f"**{caught} of {len(rows)}** planted bugs caught (each counted once for every dtype that can resolve it), "
-        f"**{len(toothless)}** laws that their witness does not break.",
-    ]
+        f"**{len(toothless)}** laws that their witness does not break."
+    )
+    blocks = ["# The kit's own score", how, score]
     for (mechanism, entry, dtype), group in _by_entry(rows).items():
         head = "| planted bug | caught / effective | vector sets that catch it |\n| --- | --- | --- |"
         lines = [f"\n| `{row.bug}` | {_score(row)} | {_catching(row)} |" for row in group]

@@ -27,6 +27,8 @@ class Settings:
         Time for making a failing case small.
     timeout : float
         Seconds after which a check is ended, with its process.
+    families : int, optional
+        Value families that each scenario is filled with, taken in turn; all of them if None.
     """
 
     examples: int = 25
@@ -34,3 +36,4 @@ class Settings:
     replays: Path | None = None
     shrink_seconds: float = 3.0
     timeout: float = 120.0
+    families: int | None = None

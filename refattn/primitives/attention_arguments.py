@@ -13,7 +13,7 @@ import numpy as np
 from refattn.primitives.arguments import as_float, require, require_one_of
 from refattn.primitives.mask_rules import MaskRules, check_mask_rules
 
-__all__ = ["AttentionCall", "AttentionOptions", "check_attention"]
+__all__ = ["AttentionCall", "AttentionOptions", "check_attention", "check_sinks", "from_layout", "to_layout"]
 
 LAYOUTS = ("bhsd", "bshd", "bs(hd)")
 POLICIES = ("zero", "nan", "uniform")

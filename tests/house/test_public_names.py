@@ -31,12 +31,11 @@ def test_all_names_exist(path):
 def imported_from_references():
     """Yield who imports which name from which reference, across rooms."""
     for path in sorted((ROOT / "refattn").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                ("refattn.primitives.", "refattn.layers.")
-            ):
-                if node.module.split(".")[1] not in path.parts:
-                    yield from ((path, node.module, alias.name) for alias in node.names)
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        for node in nodes:
+            parts = (node.module or "").split(".")
+            if parts[:2] in (["refattn", "primitives"], ["refattn", "layers"]) and parts[1] not in path.parts:
+                yield from ((path, node.module, alias.name) for alias in node.names)
 
 
 def test_other_rooms_import_only_public_names():

@@ -32,7 +32,10 @@ class _FoundError(Exception):
 
 def scenario(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record:
     """Judge one named scenario in every value family."""
-    cases = (entry.scenario_case(check.name, family, check.dtype, options.seed) for family in entry.families)
+    turn = list(entry.scenarios).index(check.name)
+    families = [*entry.families[turn % len(entry.families) :], *entry.families][: len(entry.families)]
+    chosen = families[: options.families]
+    cases = (entry.scenario_case(check.name, family, check.dtype, options.seed) for family in chosen)
     return summarise(check, bench, entry, options, [bench.try_case(entry, case) for case in cases])
 
 
