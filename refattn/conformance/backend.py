@@ -211,9 +211,9 @@ def _import_file(path: Path) -> Any:
         raise ValueError(f"backend={str(path)!r}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))  # a backend may import its neighbours
+    sys.path.append(str(path.resolve().parent))  # a backend may import its neighbours, and shadow nothing
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.pop(0)
+        sys.path.remove(str(path.resolve().parent))
     return module
