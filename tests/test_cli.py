@@ -222,9 +222,15 @@ def test_a_broken_copy_of_a_real_kernel_fails(tmp_path, old, new, mistake):
     """A copy of the adapter that returns zeros fails, and the mistake is named."""
     text = (ROOT / "examples/adapters/torch_sdpa.py").read_text()
     head, _, tail = text.rpartition(old)
-    (tmp_path / "altered_kernel.py").write_text(head + new + tail)
+    (tmp_path / "altered.py").write_text(head + new + tail)
     done = refattn(
-        "check", tmp_path / "altered_kernel.py", "--only", "attention/attention/scenario/gqa", "--dtype", "float64", cwd=tmp_path
+        "check",
+        tmp_path / "altered.py",
+        "--only",
+        "attention/attention/scenario/gqa",
+        "--dtype",
+        "float64",
+        cwd=tmp_path,
     )
 
     assert done.returncode == 1
