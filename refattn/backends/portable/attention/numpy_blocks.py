@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NumpyState"]
 
 AT_ONCE = 512 * 512  # logits in the buffer: 1 MiB of float32
+FEW = 32  # queries of a kv head for which looking for a bound does not pay
 
 
 class NumpyState:
@@ -25,27 +26,30 @@ class NumpyState:
 
     Where |z| is known to stay below a small bound, no maximum is needed: e^z can neither overflow nor vanish. The
     values are then lifted by a power of two 2^n ≥ e^bound, which rounds nothing, so that no product e^z v loses
-    digits among the subnormal numbers that e^{z − max} v would keep; the denominator carries the same factor.
+    digits among the subnormal numbers that e^{z − max} v would keep; the denominator is lifted alike. Finding the bound
+    reads all of q, k and v, which pays from some queries on.
 
     Parameters
     ----------
     problem : Problem
         The call.
-    values : ndarray, shape (B, Hkv, Sk, dv + 1)
-        v with a column of ones; it is overwritten.
+    values : ndarray, shape (B, Hkv, Sk, dv)
+        v, as far as it is finite.
     """
 
     def __init__(self, problem: Problem, values: np.ndarray) -> None:
-        self.problem, self.values = problem, values
+        self.problem, self.dtype = problem, values.dtype
         self.kt = np.ascontiguousarray(problem.k).swapaxes(-1, -2)  # (B, Hkv, d, Sk)
-        self.dtype = values.dtype
-        # Cauchy–Schwarz: |s| ≤ |τ| ‖q‖ ‖k‖
-        bound = abs(problem.scale) * _longest(problem.q) * _longest(problem.k)
-        self.finite = math.isfinite(bound)
-        self.lift = _steady_lift(problem, values, bound)
-        if self.lift is not None:
-            np.ldexp(values, self.lift, out=values)
-        self.unlift = 2.0 ** -(self.lift or 0)
+        self.steady, self.finite, lift = False, False, None
+        if math.prod(problem.q.shape[2:4]) >= FEW:
+            # Cauchy–Schwarz: |s| ≤ |τ| ‖q‖ ‖k‖
+            bound = abs(problem.scale) * _longest(problem.q) * _longest(problem.k)
+            self.finite = math.isfinite(bound)
+            lift = _steady_lift(problem, values, bound)
+            self.steady = lift is not None
+        self.lift = lift or 0
+        self.unlift = 2.0**-self.lift
+        self.values = np.ldexp(values, self.lift) if self.lift else np.ascontiguousarray(values)
         self.scratch = np.empty(0, self.dtype)
 
     def start(self, rows: slice) -> None:
@@ -54,35 +58,35 @@ class NumpyState:
         self.rows, shape = rows, q.shape[:-1]  # (B, Hkv, G, rows)
         stacked = (*shape[:2], shape[2] * shape[3], q.shape[-1])
         self.q = np.multiply(q, problem.scale, order="C").reshape(stacked)  # (B, Hkv, G rows, d)
-        self.m = np.full((*shape, 1), -np.inf, q.dtype)
-        self.a = np.zeros((*shape, self.values.shape[-1]), q.dtype)
-        if self.lift is not None:
-            self.m[...] = 0.0
-            self.a[..., -1:] = 0.0 if problem.sinks is None else np.ldexp(np.exp(problem.sinks), self.lift)
+        self.m = np.full((*shape, 1), 0.0 if self.steady else -np.inf, self.dtype)
+        self.l = np.zeros((*shape, 1), self.dtype)
+        self.a = np.zeros((*shape, self.values.shape[-1]), self.dtype)
+        if problem.sinks is not None and self.steady:
+            self.l[...] = np.ldexp(np.exp(problem.sinks), self.lift)
         elif problem.sinks is not None:
             self.m[...] = problem.sinks
-            self.a[..., -1:] = problem.sinks > -np.inf
+            self.l[...] = problem.sinks > -np.inf
 
     def add(self, columns: slice) -> np.ndarray | None:
         """Take in a block of keys; return who is visible in it, None for everybody."""
         visible: np.ndarray | None = visible_block(np, self.problem.rules, self.q, self.rows, columns)
         hidden = None if visible is None else self._hidden(visible)
         for tile in self._tiles(columns.stop - columns.start):
-            z, a = self._logits(tile, columns, hidden), self.a[tile]
-            if self.lift is None:
+            z, l, a = self._logits(tile, columns, hidden), self.l[tile], self.a[tile]
+            if not self.steady:
                 before = self.m[tile]
                 m = np.maximum(before, z.max(axis=-1, keepdims=True))
                 finite = np.where(m == -np.inf, 0.0, m).astype(m.dtype)  # nothing seen yet: e^{−∞ − 0} = 0
                 z -= finite
-                a *= np.exp(before - finite)
+                rescale = np.exp(before - finite)
+                l *= rescale
+                a *= rescale
                 self.m[tile] = m
             np.exp(z, out=z)
+            # summed in pairs: equal weights, added one after the other by a product, would all err to one side
+            l += np.ldexp(z.sum(axis=-1, keepdims=True), self.lift)
             stacked = z.reshape(*z.shape[:2], -1, z.shape[-1])
-            taken = np.matmul(stacked, self.values[tile][..., columns, :]).reshape(a.shape)
-            # summed in pairs: equal weights, added one after the other by the product, would all err to one side
-            np.sum(z, axis=-1, out=taken[..., -1])
-            taken[..., -1] /= self.unlift
-            a += taken
+            a += np.matmul(stacked, self.values[tile][..., columns, :]).reshape(a.shape)
         return visible
 
     def _logits(self, tile: tuple[slice, slice], columns: slice, hidden: np.ndarray | None) -> np.ndarray:

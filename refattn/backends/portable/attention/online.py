@@ -1,12 +1,11 @@
 """Online softmax over blocks of keys (1805.02867) as in FlashAttention-2 (2307.08691): memory linear in length.
 
-One state (m, a) per query travels over the key blocks: m is the largest logit so far, and a = Σ_j e^{z_j − m} (v_j, 1)
-holds the weighted values with the softmax denominator l as last channel, so that numerator and denominator are
-rescaled and summed alike. A block with logits z turns it into
+One state (m, l, a) per query travels over the key blocks: m is the largest logit so far, l = Σ_j e^{z_j − m} the
+denominator and a = Σ_j e^{z_j − m} v_j the weighted values. A block with logits z turns it into
 
-    m' = max(m, max_j z_j),   a' = e^{m − m'} a + Σ_j e^{z_j − m'} (v_j, 1),
+    m' = max(m, max_j z_j),   l' = e^{m − m'} l + Σ_j e^{z_j − m'},   a' = e^{m − m'} a + Σ_j e^{z_j − m'} v_j,
 
-and at the end o = a / l and L = m + log l. A sink is where the state starts: m = σ, a = (0, 1).
+and at the end o = a / l and L = m + log l. A sink is where the state starts: m = σ, l = 1, a = 0.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from refattn.backends.portable.attention.problem import Problem
 
-__all__ = ["Rows", "attend", "blocks", "queries_at_once", "value_marks"]
+__all__ = ["Rows", "attend", "blocks", "keys_at_once", "queries_at_once", "value_marks"]
 
 
 class Rows(NamedTuple):
@@ -50,11 +49,11 @@ class State:
     ----------
     problem : Problem
         The call.
-    values : array, shape (B, Hkv, Sk, dv + 1)
-        v with a column of ones.
+    values : array, shape (B, Hkv, Sk, dv)
+        v, as far as it is finite.
     """
 
-    unlift = 1.0
+    unlift = 1.0  # what brings l back to the scale of m
 
     def __init__(self, problem: Problem, values: Any) -> None:
         self.problem, self.values = problem, values
@@ -65,8 +64,8 @@ class State:
         nothing = xp.zeros_like(problem.q[..., rows, :1])
         self.rows = rows
         self.m = nothing - xp.inf if problem.sinks is None else nothing + problem.sinks  # (B, Hkv, G, rows, 1)
-        started = xp.astype(self.m > -xp.inf, nothing.dtype)
-        self.a = xp.concat([nothing] * (self.values.shape[-1] - 1) + [started], axis=-1)  # (B, Hkv, G, rows, dv + 1)
+        self.l = xp.astype(self.m > -xp.inf, nothing.dtype)  # (B, Hkv, G, rows, 1)
+        self.a = xp.broadcast_to(nothing, (*nothing.shape[:-1], self.values.shape[-1]))  # (B, Hkv, G, rows, dv)
 
     def add(self, columns: slice) -> Any:
         """Take in a block of keys; return who is visible in it, None for everybody."""
@@ -76,8 +75,10 @@ class State:
         finite = xp.where(m == -xp.inf, 0.0, m)  # nothing seen yet: e^{−∞ − 0} = 0
         weights, values = xp.exp(z - finite), self.values[..., columns, :]
         stacked = xp.reshape(weights, (*z.shape[:2], z.shape[2] * z.shape[3], z.shape[4]))
-        gained = xp.reshape(stacked @ values, (*z.shape[:4], values.shape[-1]))
-        self.m, self.a = m, xp.exp(self.m - finite) * self.a + gained
+        rescale = xp.exp(self.m - finite)
+        self.l = rescale * self.l + xp.sum(weights, axis=-1, keepdims=True)
+        self.a = rescale * self.a + xp.reshape(stacked @ values, (*z.shape[:4], values.shape[-1]))
+        self.m = m
         return visible
 
 
@@ -99,16 +100,15 @@ def attend(problem: Problem, block_q: int | None = None, block_k: int | None = N
     xp, keys = problem.xp, problem.k.shape[-2]
     state_of = NumpyState if is_numpy_namespace(xp) else State
     # hidden values that are not finite must not meet a weight of 0: they are replaced, and counted where visible
-    risky = bool(problem.rules) and not holds(xp.all(xp.isfinite(problem.v)))
-    v = xp.where(xp.isfinite(problem.v), problem.v, 0.0) if risky else problem.v
-    values = xp.concat([v, xp.ones_like(problem.k[..., :1])], axis=-1)  # (B, Hkv, Sk, dv + 1)
+    risky = bool(problem.rules) and not holds(xp.isfinite(xp.sum(problem.v)))
+    values = xp.where(xp.isfinite(problem.v), problem.v, 0.0) if risky else problem.v
     marks = value_marks(xp, problem.v) if risky else None
 
     results, state = [], state_of(problem, values)
     for rows in blocks(0, problem.q.shape[-2], block_q or queries_at_once(problem)):
         state.start(rows)
         seen, found = xp.zeros_like(problem.q[..., rows, :1], dtype=xp.bool), None
-        for columns in blocks(*key_range(problem.rules, rows, keys), block_k or 512, at_least=0):
+        for columns in blocks(*key_range(problem.rules, rows, keys), block_k or keys_at_once(problem), at_least=0):
             visible = state.add(columns)
             seen = seen | (True if visible is None else xp.any(visible, axis=-1, keepdims=True))
             if marks is not None:
@@ -143,10 +143,9 @@ def _counts(xp: Any, visible: Any, marks: Any) -> Any:
 def _finish(problem: Problem, rows: slice, state: Any, seen: Any, found: Any) -> Rows:
     """Divide by the denominator, restore values that are not finite, and fill empty rows by the policy."""
     xp, dv = problem.xp, problem.v.shape[-1]
-    l = state.a[..., dv:]
     alive = seen if problem.sinks is None else seen | (problem.sinks > -xp.inf)
-    l = xp.where(l == 0, 1.0, l)  # empty rows, and rows whose visible logits are all −∞
-    out = state.a[..., :dv] / l
+    l = xp.where(state.l == 0, 1.0, state.l)  # empty rows, and rows whose visible logits are all −∞
+    out = state.a / l
     if found is not None:
         bad, sign = found[..., :dv], found[..., dv:]
         out = xp.where(bad > 0, out + xp.where(xp.abs(sign) == bad, sign, xp.nan) * xp.inf, out)
@@ -170,5 +169,11 @@ def queries_at_once(problem: Problem) -> int:
     """Return a block of queries; small ones pay where keys can be skipped, and where NumPy works in a cache."""
     queries = max(int(problem.q.shape[-2]), 1)
     if is_numpy_namespace(problem.xp):
-        return max(min(queries, 256 // max(int(problem.q.shape[2]), 1)), 16)
+        return min(queries, max(256 // max(int(problem.q.shape[2]), 1), 16))
     return min(queries, 1024) if any(isinstance(rule, Reach) for rule in problem.rules) else queries
+
+
+def keys_at_once(problem: Problem) -> int:
+    """Return a block of keys; few queries leave NumPy's buffer room for many."""
+    stacked = queries_at_once(problem) * max(int(problem.q.shape[2]), 1)
+    return max(512, 2**17 // stacked) if is_numpy_namespace(problem.xp) else 512
