@@ -83,10 +83,13 @@ def attention_vjp(
 
 def _pull_back(call: AttentionCall, f: Forward, dO: np.ndarray, dL: np.ndarray) -> Gradients:
     k, v = (np.repeat(x, call.group, axis=1) for x in (call.k, call.v))  # (B, Hq, Sk, d), (B, Hq, Sk, dv)
-    P, touched = f.weights, f.visible | f.filled  # (B, Hq, Sq, Sk), (B|1, Hq|1, Sq, Sk)
+    P = f.weights  # (B, Hq, Sq, Sk)
+    # an empty row reaches values under two policies, and scores under one; else it must not meet what is hidden
+    reached = f.visible if call.empty == "zero" else f.visible | f.filled  # (B|1, Hq|1, Sq, Sk)
+    touched = f.visible | f.filled if call.empty == "nan" else f.visible  # (B|1, Hq|1, Sq, Sk)
     Delta = np.sum(dO * f.out, axis=-1, keepdims=True)  # (B, Hq, Sq, 1)
     # eq: R30
-    dV = _sum_groups(call, weighted_sum(_transpose(P), dO, _transpose(touched)))  # (B, Hkv, Sk, dv)
+    dV = _sum_groups(call, weighted_sum(_transpose(P), dO, _transpose(reached)))  # (B, Hkv, Sk, dv)
     # eq: R31
     dP = dO @ _transpose(v)  # (B, Hq, Sq, Sk)
     dZ = np.where(f.visible, P * (dP - Delta) + P * dL[..., None], 0)  # (B, Hq, Sq, Sk)

@@ -164,3 +164,23 @@ def test_bad_cotangents_are_named():
         attention_vjp(x, x, x, x[:, :1])
     with pytest.raises(ValueError, match="dlse has shape"):
         attention_vjp(x, x, x, x, dlse=np.ones((1, 2)))
+
+
+@pytest.mark.parametrize("empty", ["zero", "uniform"])
+@pytest.mark.parametrize("softcap", [None, 1.0])
+@pytest.mark.parametrize("spoiled", ["k", "v"])
+def test_an_empty_row_does_not_meet_hidden_numbers(empty, softcap, spoiled):
+    """A key or value that nobody sees may be NaN: no gradient of an empty row or of a score becomes NaN by it."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((1, 1, 3, 2)) for name in "qkv"}
+    clean = dict(arrays)
+    arrays[spoiled] = arrays[spoiled].copy()
+    arrays[spoiled][0, 0, 2] = np.nan
+    options = {"doc_q": [0, 0, 1], "doc_k": [0, 0, 2], "softcap": softcap, "empty": empty}
+    dout = rng.standard_normal((1, 1, 3, 2))
+
+    found = attention_vjp(**arrays, dout=dout, **options)
+    expected = attention_vjp(**clean, dout=dout, **options)
+
+    for name in ("dq", "dk", "dv"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
