@@ -221,7 +221,7 @@ def _portable_backends(contract: Contract) -> list[str]:
 
     from refattn.backends import portable
 
-    offered = any(hasattr(portable, entry.name) for entry in contract.entries)
+    offered = any(entry.name in portable.functions() for entry in contract.entries)
     there = (name for name in _PORTABLE if importlib.util.find_spec(name.removesuffix("-jit")))
     return [f"portable:{name}" for name in there] if offered else []
 

@@ -9,7 +9,8 @@ rounding may move it at worst (the bound) and typically (sigma). Seven rules tur
 4. row: ``||o - y|| <= T = max(1.5 (||sigma|| + t max sigma), 4 ||twin - y||)``, ``t = sqrt(2 ln(N / 1e-6))``;
    where a budget says that elements of a row err together, their common scale takes the place of max sigma if larger
 5. pooled: the root mean square over closed rows of ``||o - y|| / max(||sigma||, ||twin - y||)`` is at most 2, or what
-   a budget says where rows err together
+   a budget says where rows err together, or what N rows reach by chance, ``1 + sqrt(2 ln(1e6) / N)``, where that is
+   more [our definition]: it is below 28 rows
 6. open rows, which the declared precision cannot certify, are left out of 4 and 5; more than half open is inconclusive
 7. what fails 3 to 5 but passes once subnormals may be flushed to zero is acceptable
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refattn.conformance.budget import Budget, Rows, in_rows, limits_of, row_limits, row_norm
+from refattn.conformance.budget import CASE_ALARM, Budget, Rows, in_rows, limits_of, row_limits, row_norm
 from refattn.conformance.precision import Precision, overflow_threshold
 
 if TYPE_CHECKING:
@@ -210,9 +211,15 @@ def _measure(
     if report["row"] > 1.0:
         at = int(np.argmax(row))
         return Verdict("fail", RULES["row"], float(norm[at]), float(limit[at]), _where(row, rows.shape), report)
-    if pooled > rows.pooled_limit:
-        return Verdict("fail", RULES["pooled"], pooled, rows.pooled_limit, _where(share, rows.shape), report)
+    most = max(rows.pooled_limit, _reach(int(closed.sum())))
+    if pooled > most:
+        return Verdict("fail", RULES["pooled"], pooled, most, _where(share, rows.shape), report)
     return None
+
+
+def _reach(rows: int) -> float:
+    """How far the root mean square of so few independent rows strays by chance: below 28 rows, further than 2."""
+    return 1.0 + float(np.sqrt(2.0 * np.log(1.0 / CASE_ALARM) / max(rows, 1)))
 
 
 def _describe(o: np.ndarray, error: np.ndarray, rows: Rows, report: dict[str, Any]) -> None:

@@ -213,5 +213,7 @@ def attention_cases(
 def gradient_cases(draw: Any, dtype: str = "float64", *, features: Sequence[str] = FEATURES, most: int = 24) -> Case:
     """Draw cases of `attention_vjp`; arguments as in `attention_cases`."""
     usable = tuple(name for name in features if name not in ("returns", "empty"))
-    case = draw(attention_cases(dtype, features=usable, most=most, empties=False))
+    # products of subnormal numbers vanish in a backward pass: what is left tests only whether they are flushed
+    families = tuple(family for family in FAMILIES if family != "subnormal")
+    case = draw(attention_cases(dtype, features=usable, families=families, most=most, empties=False))
     return as_gradient(case, generator(draw(seeds()), "cotangents"))
