@@ -1,18 +1,26 @@
-"""Material for contracts: value families, rounding of whole argument trees, and seeded generators."""
+"""Material for contracts: value families, rounding of argument trees, seeded generators, and recipes for cases."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refattn.conformance.contract import map_arrays
+from refattn.conformance.contract import Case, map_arrays
 from refattn.conformance.precision import round_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from hypothesis.strategies import SearchStrategy
 
-__all__ = ["FAMILIES", "fill", "generator", "rounded"]
+    from refattn.conformance.contract import Maker
+
+__all__ = ["FAMILIES", "Build", "Recipe", "fill", "generator", "rounded"]
+
+Build = Callable[[np.random.Generator, str, Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+"""``(rng, family, sizes) -> (arrays, options)`` of one call."""
 
 
 def _tied(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -57,3 +65,44 @@ def generator(*seeds: int | str) -> np.random.Generator:
 def rounded(tree: Any, dtype: str) -> Any:
     """Round every floating array of ``tree`` to ``dtype``; the arrays stay float64."""
     return map_arrays(lambda array: round_to(array, dtype) if array.dtype.kind == "f" else array, tree)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the inputs of one entry are made from sizes: for named scenarios and for drawn cases alike.
+
+    Attributes
+    ----------
+    entry : str
+        Name of the function that the cases call.
+    build : callable
+        ``(rng, family, sizes) -> (arrays, options)``; ``sizes`` is whatever mapping the contract writes its scenarios
+        in.
+    families : tuple of str
+        The value families that drawn cases choose from.
+    """
+
+    entry: str
+    build: Build
+    families: tuple[str, ...] = tuple(FAMILIES)
+
+    def case(self, family: str, dtype: str, seed: int, *, label: str, sizes: Mapping[str, Any]) -> Case:
+        """Make one case; its arrays are rounded to ``dtype``."""
+        arrays, options = self.build(generator(seed, self.entry, label, family), family, sizes)
+        return Case(self.entry, rounded(arrays, dtype), options, dtype, f"{label}/{family}")
+
+    def scenarios(self, table: Mapping[str, Mapping[str, Any]]) -> dict[str, Maker]:
+        """Return the makers of named scenarios, one for each row of sizes."""
+        return {name: partial(self.case, label=name, sizes=sizes) for name, sizes in table.items()}
+
+    def cases(self, sizes: SearchStrategy[dict[str, Any]]) -> Callable[[str], SearchStrategy[Case]]:
+        """Return ``dtype -> strategy`` of cases with drawn sizes, family and seed."""
+        from hypothesis import strategies as st
+
+        def drawn(dtype: str) -> SearchStrategy[Case]:
+            def make(chosen: dict[str, Any], family: str, seed: int) -> Case:
+                return self.case(family, dtype, seed, label="drawn", sizes=chosen)
+
+            return st.builds(make, sizes, st.sampled_from(self.families), st.integers(0, 2**16))
+
+        return drawn

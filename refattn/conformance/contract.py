@@ -27,6 +27,7 @@ __all__ = [
     "Convention",
     "Entry",
     "Law",
+    "Mistake",
     "Outputs",
     "Probe",
     "map_arrays",
@@ -183,6 +184,37 @@ class Bug:
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
     source: Callable[..., Any] | None = None
     remedy: str = ""
+
+
+class Mistake(NamedTuple):
+    """One step of a plain implementation, and what it is exchanged for: what planted bugs are made of.
+
+    Attributes
+    ----------
+    step : str
+        The keyword under which the plain implementation takes the step.
+    wrong : callable
+        The wrong step; its lines are the exercise on the page, its name is the bug's.
+    says, remedy : str
+        What is wrong about it, and the right way, a sentence each.
+    applies : callable
+        ``case -> bool``: whether the mistake can act on the case.
+    dtypes : tuple of str
+        The dtypes whose resolution can show it.
+    """
+
+    step: str
+    wrong: Callable[..., Any]
+    says: str
+    remedy: str
+    applies: Callable[[Case], bool] = lambda _case: True
+    dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
+
+    def planted(self, kind: Callable[..., Callable[..., Any]], prefix: str = "") -> Bug:
+        """Plant the mistake in ``kind(**{step: wrong})``, the plain implementation of an entry."""
+        name = prefix + self.wrong.__name__.strip("_")
+        entry = kind(**{self.step: self.wrong})
+        return Bug(name, self.says, entry, self.applies, self.dtypes, self.wrong, self.remedy)
 
 
 @dataclass(frozen=True, eq=False)

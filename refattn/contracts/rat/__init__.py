@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from refattn.conformance.contract import Case, Contract, Convention, Entry, Outputs
 from refattn.contracts.rat import cases
 from refattn.contracts.rat.bugs import ATTENTION_BUGS, CAUSAL_BUGS, LAYER_BUGS, RNN_BUGS, SCAN_BUGS
 from refattn.contracts.rat.bugs_decode import PREFILL_BUGS, STEP_BUGS
-from refattn.contracts.rat.cases import FAMILIES, case_maker
+from refattn.contracts.rat.cases import FAMILIES
 from refattn.contracts.rat.laws import ATTENTION_LAWS, LAYER_LAWS
 from refattn.contracts.rat.laws_decode import PREFILL_LAWS, STEP_LAWS
 from refattn.contracts.rat.laws_parts import CAUSAL_LAWS, RNN_LAWS, SCAN_LAWS
@@ -20,19 +18,9 @@ from refattn.layers.rat_baselines import causal_attention_layer, rnn_layer
 from refattn.layers.rat_decode import rat_prefill, rat_step
 from refattn.primitives.scan import gated_scan
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from refattn.conformance.contract import Maker
-
 __all__ = ["CONTRACT"]
 
 _STATE = ("k_mem", "v_mem", "k_last", "v_last")
-
-
-def _scenarios(entry: str, build: Callable[..., Any], table: dict[str, dict[str, Any]]) -> dict[str, Maker]:
-    return {name: case_maker(entry, build, name, **sizes) for name, sizes in table.items()}
 
 
 def _smoke(*scenarios: str) -> tuple[tuple[str, str], ...]:
@@ -82,9 +70,7 @@ _LAYER = Entry(
     "rat_layer",
     rat_layer,
     ("x", "weights"),
-    _scenarios(
-        "rat_layer",
-        cases.layer_case,
+    cases.LAYER.scenarios(
         {
             "four_chunks": {"B": 2, "T": 16, "D": 32, "H": 4, "G": 2, "L": 4},
             "one_chunk": {"B": 2, "T": 7, "D": 16, "H": 4, "G": 2, "L": 7},
@@ -104,7 +90,7 @@ _LAYER = Entry(
         },
     ),
     FAMILIES,
-    cases.layer_cases,
+    cases.LAYER.cases(cases.layer_sizes()),
     smoke=_smoke("four_chunks", "one_chunk"),
     laws=LAYER_LAWS,
     bugs=LAYER_BUGS,
@@ -116,9 +102,7 @@ _SCAN = Entry(
     "gated_scan",
     gated_scan,
     ("gate", "value"),
-    _scenarios(
-        "gated_scan",
-        cases.scan_case,
+    cases.SCAN.scenarios(
         {
             "whole": {"B": 2, "T": 17, "D": 5},
             "chunks": {"B": 2, "T": 16, "D": 5, "L": 4},
@@ -135,7 +119,7 @@ _SCAN = Entry(
         },
     ),
     FAMILIES,
-    cases.scan_cases,
+    cases.SCAN.cases(cases.scan_sizes),
     smoke=_smoke("chunks", "started_in_chunks", "saturated_gates"),
     laws=SCAN_LAWS,
     bugs=SCAN_BUGS,
@@ -148,9 +132,7 @@ _ATTENTION = Entry(
     "chunk_attention",
     chunk_attention,
     ("q", "k_state", "v_state"),
-    _scenarios(
-        "chunk_attention",
-        cases.attention_case,
+    cases.ATTENTION.scenarios(
         {
             "five_chunks": {"B": 2, "H": 2, "T": 20, "d": 8, "L": 4},
             "one_chunk": {"B": 1, "H": 3, "T": 6, "d": 4, "L": 6},
@@ -166,7 +148,7 @@ _ATTENTION = Entry(
         },
     ),
     FAMILIES,
-    cases.attention_cases,
+    cases.ATTENTION.cases(cases.attention_sizes()),
     smoke=_smoke("five_chunks", "offset"),
     outputs=("out", "weights"),
     laws=ATTENTION_LAWS,
@@ -180,9 +162,7 @@ _PREFILL = Entry(
     "rat_prefill",
     rat_prefill,
     ("x", "weights"),
-    _scenarios(
-        "rat_prefill",
-        cases.prefill_case,
+    cases.PREFILL.scenarios(
         {
             "whole_chunks": {"B": 2, "T": 12, "D": 16, "H": 4, "G": 2, "L": 4},
             "partial_chunk": {"B": 2, "T": 10, "D": 16, "H": 4, "G": 2, "L": 4, "max_len": 23},
@@ -197,7 +177,7 @@ _PREFILL = Entry(
         },
     ),
     FAMILIES,
-    cases.prefill_cases,
+    cases.PREFILL.cases(cases.prefill_sizes()),
     smoke=_smoke("partial_chunk", "padded_prompt"),
     outputs=("out", *_STATE),
     laws=PREFILL_LAWS,
@@ -209,9 +189,7 @@ _STEP = Entry(
     "rat_step",
     rat_step,
     ("x_t", "weights", "cache"),
-    _scenarios(
-        "rat_step",
-        cases.step_case,
+    cases.STEP.scenarios(
         {
             "inside_a_chunk": {"B": 2, "D": 16, "H": 4, "G": 2, "L": 4, "slots": 4, "t": 10},
             "first_of_a_chunk": {"B": 2, "D": 16, "H": 4, "G": 2, "L": 4, "slots": 4, "t": 8},
@@ -235,7 +213,7 @@ _STEP = Entry(
         },
     ),
     FAMILIES,
-    cases.step_cases,
+    cases.STEP.cases(cases.step_sizes()),
     smoke=_smoke("inside_a_chunk", "first_of_a_chunk", "first_chunk"),
     outputs=("out", *_STATE),
     laws=STEP_LAWS,
@@ -246,9 +224,7 @@ _RNN = Entry(
     "rnn_layer",
     rnn_layer,
     ("x", "weights"),
-    _scenarios(
-        "rnn_layer",
-        cases.rnn_case,
+    cases.RNN.scenarios(
         {
             "plain": {"B": 2, "T": 17, "D": 12},
             "started": {"B": 2, "T": 9, "D": 12, "started": True, "return_state": True},
@@ -260,7 +236,7 @@ _RNN = Entry(
         },
     ),
     FAMILIES,
-    cases.rnn_cases,
+    cases.RNN.cases(cases.rnn_sizes),
     smoke=_smoke("plain", "started"),
     outputs=("out", "state"),
     laws=RNN_LAWS,
@@ -274,9 +250,7 @@ _CAUSAL = Entry(
     "causal_attention_layer",
     causal_attention_layer,
     ("x", "weights"),
-    _scenarios(
-        "causal_attention_layer",
-        cases.causal_case,
+    cases.CAUSAL.scenarios(
         {
             "full": {"B": 2, "T": 13, "D": 16, "H": 4},
             "window": {"B": 2, "T": 13, "D": 16, "H": 4, "window": 5},
@@ -291,7 +265,7 @@ _CAUSAL = Entry(
         },
     ),
     FAMILIES,
-    cases.causal_cases,
+    cases.CAUSAL.cases(cases.causal_sizes),
     smoke=_smoke("full", "window"),
     laws=CAUSAL_LAWS,
     bugs=CAUSAL_BUGS,

@@ -7,36 +7,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn.conformance.cases import fill, generator, rounded
-from refattn.conformance.contract import Case
+from refattn.conformance.cases import Recipe, fill
 from refattn.layers.rat import RATWeights
 from refattn.layers.rat_baselines import AttentionWeights, RNNWeights
 from refattn.layers.rat_decode import RATCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from hypothesis.strategies import SearchStrategy
-
-    from refattn.conformance.contract import Maker
+    from collections.abc import Mapping
 
 __all__ = [
+    "ATTENTION",
+    "CAUSAL",
     "FAMILIES",
-    "attention_case",
-    "attention_cases",
-    "case_maker",
-    "causal_case",
-    "causal_cases",
-    "layer_case",
-    "layer_cases",
-    "prefill_case",
-    "prefill_cases",
-    "rnn_case",
-    "rnn_cases",
-    "scan_case",
-    "scan_cases",
-    "step_case",
-    "step_cases",
+    "LAYER",
+    "PREFILL",
+    "RNN",
+    "SCAN",
+    "STEP",
+    "attention_sizes",
+    "causal_sizes",
+    "layer_sizes",
+    "prefill_sizes",
+    "rnn_sizes",
+    "scan_sizes",
+    "step_sizes",
 ]
 
 FAMILIES = ("normal", "uniform", "peaky", "tied", "large", "cancelling", "tiny")
@@ -65,19 +59,23 @@ def _given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: sizes[name] for name in names if name in sizes}
 
 
-def layer_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def layer_case(
+    rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw activations and weights of the layer."""
     x = fill(rng, (sizes["B"], sizes["T"], sizes["D"]), family)
     return {"x": x, "weights": rat_weights(rng, family, sizes)}, _settings(sizes)
 
 
-def prefill_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def prefill_case(
+    rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw the activations, padded or not, of a prompt."""
     arrays, _ = layer_case(rng, family, sizes)
     return arrays, _settings(sizes, "prompt_len", "max_len")
 
 
-def step_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def step_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw one token, and a cache whose free slots are not zero."""
     batch, width, heads = sizes["B"], sizes["D"], sizes["H"]
     x = fill(rng, (batch, 1, width), family)
@@ -102,7 +100,7 @@ def attention_case(
     return arrays, {"chunk_size": sizes["L"]} | _given(sizes, "rope_base", "position_offset", "return_weights")
 
 
-def scan_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def scan_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw gates in (0, 1), or only 0 and 1, and values."""
     shape = (sizes["B"], sizes["T"], sizes["D"])
     gate = rng.random(shape)
@@ -114,7 +112,7 @@ def scan_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> t
     return arrays, {"chunk_size": sizes["L"]} if "L" in sizes else {}
 
 
-def rnn_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def rnn_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw activations, weights, and perhaps a state to start from."""
     width = sizes["D"]
     full = rat_weights(rng, family, {**sizes, "H": 1, "G": 1})
@@ -127,7 +125,9 @@ def rnn_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tu
     return arrays, _given(sizes, "norm_eps", "return_state")
 
 
-def causal_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def causal_case(
+    rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw activations and weights of the attention baseline."""
     width = sizes["D"]
     full = rat_weights(rng, family, {**sizes, "G": sizes["H"]})
@@ -137,28 +137,6 @@ def causal_case(rng: np.random.Generator, family: str, sizes: dict[str, Any]) ->
         "weights": AttentionWeights(full.w_in[:, columns], full.w_out, full.norm),
     }
     return arrays, {"num_heads": sizes["H"]} | _given(sizes, "window", "rope_base", "norm_eps")
-
-
-def case_maker(entry: str, build: Callable[..., Any], scenario: str, **sizes: Any) -> Maker:
-    """Return the maker of one scenario: ``(family, dtype, seed) -> Case``."""
-
-    def make(family: str, dtype: str, seed: int) -> Case:
-        arrays, options = build(generator(seed, entry, scenario, family), family, sizes)
-        return Case(entry, rounded(arrays, dtype), options, dtype, f"{scenario}/{family}")
-
-    return make
-
-
-def _drawn(
-    entry: str, build: Callable[..., Any], sizes: SearchStrategy[dict[str, Any]]
-) -> Callable[[str], SearchStrategy[Case]]:
-    def cases(dtype: str) -> SearchStrategy[Case]:
-        def make(chosen: dict[str, Any], family: str, seed: int) -> Case:
-            return case_maker(entry, build, "drawn", **chosen)(family, dtype, seed)
-
-        return st.builds(make, sizes, st.sampled_from(FAMILIES), st.integers(0, 2**16))
-
-    return cases
 
 
 @st.composite
@@ -212,36 +190,28 @@ def attention_sizes(draw: Any) -> dict[str, Any]:
     return sizes | extra
 
 
-layer_cases = _drawn("rat_layer", layer_case, layer_sizes())
-prefill_cases = _drawn("rat_prefill", prefill_case, prefill_sizes())
-step_cases = _drawn("rat_step", step_case, step_sizes())
-attention_cases = _drawn("chunk_attention", attention_case, attention_sizes())
-scan_cases = _drawn(
-    "gated_scan",
-    scan_case,
+scan_sizes = st.fixed_dictionaries(
+    {"B": st.integers(0, 2), "T": st.integers(0, 13), "D": st.integers(1, 5)},
+    optional={"L": st.integers(1, 6), "started": st.booleans(), "saturated": st.booleans()},
+)
+rnn_sizes = st.fixed_dictionaries(
+    {"B": st.integers(0, 2), "T": st.integers(0, 12), "D": st.integers(1, 9)},
+    optional={"started": st.booleans(), "return_state": st.just(value=True), "norm_eps": st.just(1e-3)},
+)
+causal_sizes = st.builds(
+    lambda sizes, heads, d: {**sizes, "H": heads, "D": heads * d},
     st.fixed_dictionaries(
-        {"B": st.integers(0, 2), "T": st.integers(0, 13), "D": st.integers(1, 5)},
-        optional={"L": st.integers(1, 6), "started": st.booleans(), "saturated": st.booleans()},
+        {"B": st.integers(0, 2), "T": st.integers(0, 12)},
+        optional={"window": st.integers(0, 13), "rope_base": st.sampled_from([None, 50.0])},
     ),
+    st.integers(1, 3),
+    st.sampled_from([2, 4]),
 )
-rnn_cases = _drawn(
-    "rnn_layer",
-    rnn_case,
-    st.fixed_dictionaries(
-        {"B": st.integers(0, 2), "T": st.integers(0, 12), "D": st.integers(1, 9)},
-        optional={"started": st.booleans(), "return_state": st.just(value=True), "norm_eps": st.just(1e-3)},
-    ),
-)
-causal_cases = _drawn(
-    "causal_attention_layer",
-    causal_case,
-    st.builds(
-        lambda sizes, heads, d: {**sizes, "H": heads, "D": heads * d},
-        st.fixed_dictionaries(
-            {"B": st.integers(0, 2), "T": st.integers(0, 12)},
-            optional={"window": st.integers(0, 13), "rope_base": st.sampled_from([None, 50.0])},
-        ),
-        st.integers(1, 3),
-        st.sampled_from([2, 4]),
-    ),
-)
+
+LAYER = Recipe("rat_layer", layer_case, FAMILIES)
+PREFILL = Recipe("rat_prefill", prefill_case, FAMILIES)
+STEP = Recipe("rat_step", step_case, FAMILIES)
+ATTENTION = Recipe("chunk_attention", attention_case, FAMILIES)
+SCAN = Recipe("gated_scan", scan_case, FAMILIES)
+RNN = Recipe("rnn_layer", rnn_case, FAMILIES)
+CAUSAL = Recipe("causal_attention_layer", causal_case, FAMILIES)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refattn.conformance.contract import Bug
+from refattn.conformance.contract import Mistake
 from refattn.contracts.tc_llava.variations import (
     Segments,
-    Steps,
     append,
     attention,
     blocks,
@@ -198,26 +196,9 @@ def _oldest_key_dropped(allowed: np.ndarray, past: int) -> Any:
     return allowed[past:] & (np.arange(len(allowed)) > 0)
 
 
-class _Mistake(NamedTuple):
-    """A step, what it is exchanged for, what is wrong about it, the right way, and where it can act."""
-
-    step: str
-    wrong: Callable[..., Any]
-    says: str
-    remedy: str
-    applies: Callable[[Case], bool] = lambda _case: True
-
-    def planted(self, kind: Callable[[Steps], Callable[..., Any]], prefix: str = "") -> Bug:
-        """Return the bug that this mistake makes of one kind of entry."""
-        exchanged = positions_step(self.wrong) if self.step == "sum" else self.wrong
-        changes: dict[str, Any] = {"new_positions" if self.step == "sum" else self.step: exchanged}
-        wrong = kind(Steps(**changes))
-        name = prefix + self.wrong.__name__.strip("_")
-        return Bug(name, self.says, wrong, self.applies, source=self.wrong, remedy=self.remedy)
-
-
-def _summed(wrong: Callable[..., Any], _steps: Steps) -> Callable[..., Any]:
-    return positions(wrong)
+def _summing(kind: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    """Return a kind that takes its positions by another sum."""
+    return lambda sum_up: kind(new_positions=positions_step(sum_up))
 
 
 def _variant(case: Case) -> str:
@@ -242,87 +223,87 @@ def _has_pairs(case: Case) -> bool:
 
 
 SUMS = (
-    _Mistake(
-        "sum", _global_added_twice, "the place is in the times already and is added again: 2n + γT", "p = n + γT."
+    Mistake(
+        "sum_up", _global_added_twice, "the place is in the times already and is added again: 2n + γT", "p = n + γT."
     ),
-    _Mistake("sum", _gamma_floored, "γT is rounded down to whole positions", "Positions are real numbers: keep γT."),
-    _Mistake("sum", _gamma_ignored, "γ is taken to be 1", "Multiply the time by γ before adding it."),
-    _Mistake("sum", _time_replaces_place, "visual tokens lose their place: T + γT", "Time is added to the place n."),
-    _Mistake("sum", _place_only, "no time at all: ordinary rotary positions", "Turn by n and by γT."),
+    Mistake("sum_up", _gamma_floored, "γT is rounded down to whole positions", "Positions are real numbers: keep γT."),
+    Mistake("sum_up", _gamma_ignored, "γ is taken to be 1", "Multiply the time by γ before adding it."),
+    Mistake("sum_up", _time_replaces_place, "visual tokens lose their place: T + γT", "Time is added to the place n."),
+    Mistake("sum_up", _place_only, "no time at all: ordinary rotary positions", "Turn by n and by γT."),
 )
 IDS = (
-    _Mistake(
+    Mistake(
         "ids",
         _tail_repeats_last_frame,
         "text after a video repeats the time of the last frame although the tail continues",
         "After the last frame the clock ticks once more, unless tail='eq5' is asked for.",
     ),
-    _Mistake("ids", _tail_continues, "tail='eq5' is ignored", "With tail='eq5' every later id is smaller by one."),
-    _Mistake(
+    Mistake("ids", _tail_continues, "tail='eq5' is ignored", "With tail='eq5' every later id is smaller by one."),
+    Mistake(
         "ids",
         _frames_from_sequence_start,
         "frames are counted from the start of the sequence: n // m inside a video",
         "Count frames from the start of the video, on from the time of what came before.",
     ),
-    _Mistake("ids", _time_restarts, "time restarts at 0 with every video", "One clock runs through text and videos."),
-    _Mistake("ids", _text_stands_still, "only frames advance the clock", "A text token lasts one step, like a frame."),
+    Mistake("ids", _time_restarts, "time restarts at 0 with every video", "One clock runs through text and videos."),
+    Mistake("ids", _text_stands_still, "only frames advance the clock", "A text token lasts one step, like a frame."),
 )
 BLOCKS = (
-    _Mistake(
+    Mistake(
         "blocks",
         _causal_inside_frames,
         "plain causal mask: a frame does not see its own later tokens",
         "Open every frame: j ≤ i or the same frame.",
         _opens,
     ),
-    _Mistake(
+    Mistake(
         "blocks",
         _full_visual_leak,
         "the whole video is one block: early frames see later ones",
         "A block is one frame, not one video.",
         _opens,
     ),
-    _Mistake(
+    Mistake(
         "blocks",
         _frame_numbers_restart,
         "blocks are numbered from 0 in every video, and equal numbers see each other",
         "Count frames over all segments.",
         _opens,
     ),
-    _Mistake(
+    Mistake(
         "blocks",
         _neighbours_merged,
         "videos without text between share a block",
         "Blocks end with a frame.",
         _neighbours,
     ),
-    _Mistake(
+    Mistake(
         "visible",
         _text_is_a_block,
         "text has the number −1 and so makes one block: text sees later text",
         "Block numbers must be equal and ≥ 0.",
     ),
-    _Mistake(
+    Mistake(
         "visible", _own_frame_only, "a visual token sees its frame and no past", "j ≤ i or the same frame.", _opens
     ),
-    _Mistake("visible", _itself_unseen, "j < i instead of j ≤ i", "The diagonal is visible."),
-    _Mistake("visible", _block_ends_late, "a block reaches one token too far", "A frame's end is exclusive.", _opens),
+    Mistake("visible", _itself_unseen, "j < i instead of j ≤ i", "The diagonal is visible."),
+    Mistake("visible", _block_ends_late, "a block reaches one token too far", "A frame's end is exclusive.", _opens),
 )
 REST = (
-    _Mistake("turn", _interleaved_pairs, "channels are paired (2i, 2i + 1)", "Pair i with i + d/2.", _has_pairs),
-    _Mistake(
+    Mistake("turn", _interleaved_pairs, "channels are paired (2i, 2i + 1)", "Pair i with i + d/2.", _has_pairs),
+    Mistake(
         "turn",
         _frequencies_of_the_full_width,
         "the rotation is applied before the heads are split, over all D channels",
         "Turn each head, with the frequencies of d = D/H.",
         _many_heads,
     ),
-    _Mistake("turn", _base_ignored, "the base is 10000 whatever is asked for", "Use the base that is given."),
-    _Mistake("turn_values", _values_turned, "values are turned like keys", "Turn queries and keys only."),
-    _Mistake("new_key_positions", _keys_without_time, "only queries are turned by time", "Turn keys by n + γT too."),
-    _Mistake("scale", _scale_by_width, "scores are divided by d", "Divide by √d."),
-    _Mistake("split", _heads_strided, "head h takes channels h, h + H, …", "A head is a run of channels.", _many_heads),
-    _Mistake(
+    Mistake("turn", _base_ignored, "the base is 10000 whatever is asked for", "Use the base that is given."),
+    Mistake("turn_values", _values_turned, "values are turned like keys", "Turn queries and keys only."),
+    Mistake("new_key_positions", _keys_without_time, "only queries are turned by time", "Turn keys by n + γT too."),
+    Mistake("scale", _scale_by_width, "scores are divided by d", "Divide by √d."),
+    Mistake("split", _heads_strided, "head h takes channels h, h + H, …", "A head is a run of channels.", _many_heads),
+    Mistake(
         "weigh",
         _mask_after_softmax,
         "hidden weights are set to 0 after the softmax and not shared out again",
@@ -330,27 +311,33 @@ REST = (
     ),
 )
 APPENDED = (
-    _Mistake("new_positions", _time_one_early, "the first new token repeats the last time", "T = T_max + 1 + t."),
-    _Mistake("new_positions", _place_restarts, "the place of new tokens is counted from 0", "n = N + t."),
-    _Mistake(
+    Mistake("new_positions", _time_one_early, "the first new token repeats the last time", "T = T_max + 1 + t."),
+    Mistake("new_positions", _place_restarts, "the place of new tokens is counted from 0", "n = N + t."),
+    Mistake(
         "new_positions",
         _time_counts_tokens,
         "time is the length of the cache, as if every patch were a frame",
         "The prompt took T_max + 1 steps, fewer than its N tokens.",
     ),
-    _Mistake("new_rows", _rows_from_the_top, "the mask is aligned with the first keys", "New token t stands at N + t."),
-    _Mistake("new_rows", _new_tokens_are_a_block, "all new tokens see each other", "Only visual blocks are open."),
-    _Mistake("new_rows", _oldest_key_dropped, "the first key of the cache is left out", "Read the whole cache."),
-    _Mistake(
+    Mistake("new_rows", _rows_from_the_top, "the mask is aligned with the first keys", "New token t stands at N + t."),
+    Mistake("new_rows", _new_tokens_are_a_block, "all new tokens see each other", "Only visual blocks are open."),
+    Mistake("new_rows", _oldest_key_dropped, "the first key of the cache is left out", "Read the whole cache."),
+    Mistake(
         "turn_cached", _cached_keys_turned, "kept keys are turned again when read", "Turn a key once, when it enters."
     ),
     BLOCKS[0],
     BLOCKS[1],
 )
 
-ATTENTION_BUGS = tuple(mistake.planted(attention) for mistake in (*SUMS, *IDS, *BLOCKS, *REST))
-PREFILL_BUGS = tuple(mistake.planted(prefill, "prefill_") for mistake in (SUMS[-1], IDS[3], BLOCKS[0]))
+ATTENTION_BUGS = (
+    *(mistake.planted(_summing(attention)) for mistake in SUMS),
+    *(mistake.planted(attention) for mistake in (*IDS, *BLOCKS, *REST)),
+)
+PREFILL_BUGS = (
+    SUMS[-1].planted(_summing(prefill), "prefill_"),
+    *(mistake.planted(prefill, "prefill_") for mistake in (IDS[3], BLOCKS[0])),
+)
 APPEND_BUGS = tuple(mistake.planted(append, "append_") for mistake in APPENDED)
-IDS_BUGS = tuple(mistake.planted(lambda steps: steps.ids, "ids_") for mistake in IDS)
-POSITION_BUGS = tuple(mistake.planted(partial(_summed, mistake.wrong), "positions_") for mistake in SUMS)
+IDS_BUGS = tuple(mistake.planted(lambda ids: ids, "ids_") for mistake in IDS)
+POSITION_BUGS = tuple(mistake.planted(positions, "positions_") for mistake in SUMS)
 MASK_BUGS = tuple(mistake.planted(mask, "mask_") for mistake in BLOCKS)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Segments",
-    "Steps",
     "append",
     "attention",
     "blocks",
@@ -148,31 +147,31 @@ def run(
     return np.moveaxis(a @ v, 1, 2).reshape(x.shape) @ weights[3], a, TCCache(k, v)
 
 
-def attention(steps: Steps) -> Callable[..., Any]:
-    """Return the layer with these steps, over a whole sequence."""
+def attention(**changes: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the layer with these steps exchanged, over a whole sequence."""
 
     def wrong(x: np.ndarray, weights: Any, *, return_weights: bool = False, **options: Any) -> Any:
-        out, a, _ = run(steps, x, weights, **options)
+        out, a, _ = run(Steps(**changes), x, weights, **options)
         return (out, a) if return_weights else out
 
     return wrong
 
 
-def prefill(steps: Steps) -> Callable[..., Any]:
-    """Return the layer with these steps, that keeps a cache."""
+def prefill(**changes: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the layer with these steps exchanged, that keeps a cache."""
 
     def wrong(x: np.ndarray, weights: Any, **options: Any) -> Any:
-        out, _, cache = run(steps, x, weights, **options)
+        out, _, cache = run(Steps(**changes), x, weights, **options)
         return out, cache
 
     return wrong
 
 
-def append(steps: Steps) -> Callable[..., Any]:
-    """Return the layer with these steps, after a cache."""
+def append(**changes: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the layer with these steps exchanged, after a cache."""
 
     def wrong(x: np.ndarray, cache: TCCache, weights: Any, **options: Any) -> Any:
-        out, _, longer = run(steps, x, weights, cache=cache, **options)
+        out, _, longer = run(Steps(**changes), x, weights, cache=cache, **options)
         return out, longer
 
     return wrong
@@ -192,8 +191,9 @@ def positions(sum_up: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return wrong
 
 
-def mask(steps: Steps) -> Callable[..., np.ndarray]:
-    """Return the mask alone, with these steps."""
+def mask(**changes: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """Return the mask alone, with these steps exchanged."""
+    steps = Steps(**changes)
 
     def wrong(length: int, segments: Segments, variant: str = "fwbc") -> np.ndarray:
         return steps.visible(steps.blocks(length, segments, variant))
