@@ -87,7 +87,7 @@ def step_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -
 
 
 def attention_case(
-    rng: np.random.Generator, family: str, sizes: dict[str, Any]
+    rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw queries and running states, not rotated."""
     shape = (sizes["B"], sizes["H"], sizes["T"], sizes["d"])
