@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import platform
 import sys
 from importlib import metadata
@@ -61,7 +62,8 @@ def main() -> int:
     options = parser.parse_args()
     settings = Settings(options.examples, replays=ADAPTERS / "replays")
     records, reasons, problems = [], {}, []
-    for adapter in options.adapters or sorted(map(str, ADAPTERS.glob("*.py"))):
+    # relative: a replay file names its backend, and the next reader's checkout lies elsewhere
+    for adapter in options.adapters or sorted(os.path.relpath(path) for path in ADAPTERS.glob("*.py")):
         if not installed(adapter):
             print(f"{adapter}: its framework is not installed", file=sys.stderr)
             continue

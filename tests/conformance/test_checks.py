@@ -6,6 +6,7 @@ from toy.contracts.centre import CONTRACT
 
 from refattn.conformance.backend import Backend
 from refattn.conformance.checks import perform, plan
+from refattn.conformance.checks.laws import law_outcome
 from refattn.conformance.records import CheckId
 from refattn.conformance.settings import Settings
 from refattn.conformance.trial import Bench
@@ -91,3 +92,13 @@ def test_grades_never_fail():
     """A backend that raises is not failed by a grade."""
     assert run("raising", "grade", "determinism").status == "skipped"
     assert run("right", "grade", "determinism").reason == "bitwise"
+
+
+def test_a_law_that_a_backend_raises_under_fails_in_a_replay_too():
+    """Running one law again on one case reports an exception of the backend as the failure that it is."""
+    bench = Bench(Backend(backends.raising, "raising"), CONTRACT)
+    entry = CONTRACT.entry("centre")
+    outcome = law_outcome(bench, entry, "shift", entry.scenario_case("plain", "normal", "float64", 0), 0)
+
+    assert outcome.status == "fail"
+    assert "raised" in outcome.reason

@@ -77,8 +77,6 @@ class _LawTrial:
         except NotSupportedError as error:
             self.refusal = str(error)
             return False
-        except Exception as error:  # noqa: BLE001  # whatever a backend raises is its result
-            claim = Claim(np.zeros(1), np.zeros(0), what=f"raised {type(error).__name__}: {error}")
         self.tried += 1
         if claim is not None:
             self.broken = _outcome(self.rule, case, claim)
@@ -119,12 +117,14 @@ def law(check: CheckId, bench: Bench, entry: Entry, options: Settings) -> Record
 
 
 def broken_claim(rule: Law, bench: Bench, case: Case, seed: int) -> Claim | None:
-    """Return the first claim of the law that does not hold, or None."""
+    """Return the first claim of the law that does not hold, or None; an exception of the backend is such a claim."""
     rng = generator(seed, rule.name, case.label)
-    for claim in rule.holds(BenchProbe(bench), case, rng):
-        if not _claim_holds(claim):
-            return claim
-    return None
+    try:
+        return next((c for c in rule.holds(BenchProbe(bench), case, rng) if not _claim_holds(c)), None)
+    except NotSupportedError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a backend raises is its result
+        return Claim(np.zeros(1), np.zeros(0), what=f"raised {type(error).__name__}: {error}")
 
 
 def _claim_holds(claim: Claim) -> bool:
