@@ -9,8 +9,11 @@ import pytest
 
 from refattn.conformance.backend import load_backend
 from refattn.conformance.cases import rounded
+from refattn.conformance.checks import perform
 from refattn.conformance.contract import Case
+from refattn.conformance.records import CheckId
 from refattn.conformance.registry import find_contracts
+from refattn.conformance.settings import Settings
 from refattn.conformance.trial import Bench
 
 ADAPTERS = Path(__file__).resolve().parents[1] / "examples" / "adapters"
@@ -188,3 +191,13 @@ def test_hugging_face_knows_no_ntk():
     case = Case("rotary_embedding", arrays, {"scaling": {"type": "ntk", "factor": 4.0}}, "float32")
     outcome = on.try_case(on.contract.entry("rotary_embedding"), case)
     assert (outcome.status, outcome.reason) == ("skip", "not offered: scaling ntk")
+
+
+@pytest.mark.parametrize("name", ["jax_attention", "torch_mha", "torch_sdpa"])
+@pytest.mark.parametrize("argument", ["q", "k"])
+def test_derivatives_cross_layouts_and_repeated_heads(name, argument):
+    """Central differences of the reference agree with the autodiff of kernels that take other layouts and heads."""
+    on = bench(name)
+    check = CheckId("attention", "attention", "gradient", argument, "float32")
+
+    assert perform(check, on, Settings(examples=1)).status == "passed"
