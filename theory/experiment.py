@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from theory.table import ResultTable, Row
     from theory.verdict import Check
 
-__all__ = ["Cell", "Experiment", "experiments", "find", "parameters_of"]
+__all__ = ["Cell", "Experiment", "as_mapping", "choose", "experiments", "find", "parameters_of"]
 
 Cell = Mapping[str, Any]
 """Coordinates of one cell: names and JSON scalars."""
@@ -71,23 +72,56 @@ class Experiment:
 
 @cache
 def experiments() -> dict[str, Experiment]:
-    """Return every experiment by name: the ``EXPERIMENTS`` of each ``theory.<slug>.experiments``."""
-    packages = sorted(info.name for info in pkgutil.iter_modules(theory.__path__) if info.ispkg)
-    modules = [importlib.import_module(f"theory.{package}.experiments") for package in packages]
-    return {experiment.name: experiment for module in modules for experiment in module.EXPERIMENTS}
+    """Return every experiment by name: the ``EXPERIMENTS`` of each ``theory.<slug>.experiments`` that there is."""
+    theories = [name for name in _theories() if importlib.util.find_spec(f"theory.{name}.experiments")]
+    return {experiment.name: experiment for name in theories for experiment in _experiments_of(name)}
 
 
-def find(name: str) -> Experiment:
-    """Return the experiment of this name.
+def find(name: str, known: Mapping[str, Experiment] | None = None) -> Experiment:
+    """Return the experiment of this name; without ``known`` no other theory than its own is loaded.
 
     Raises
     ------
     ValueError
         If there is none; the message names the near ones.
     """
-    if name not in experiments():
-        raise ValueError(f"experiment {name!r} is unknown{_near(name, experiments())}")
-    return experiments()[name]
+    slug = name.partition("/")[0]
+    if known is None and slug in _theories():
+        known = {experiment.name: experiment for experiment in _experiments_of(slug)}
+    known = experiments() if known is None else known
+    if name not in known:
+        raise ValueError(f"experiment {name!r} is unknown{_near(name, known)}")
+    return known[name]
+
+
+def choose(names: Sequence[str], known: Mapping[str, Experiment]) -> list[Experiment]:
+    """Return the experiments that are meant by names of experiments or of whole theories; all if there are none.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown; the message names the near ones.
+    """
+    chosen: dict[str, Experiment] = {}
+    for name in names or known:
+        found = {n: e for n, e in known.items() if name in (n, e.family)}
+        if not found:
+            raise ValueError(
+                f"experiment {name!r} is unknown{_near(name, [*known, *(e.family for e in known.values())])}"
+            )
+        chosen |= found
+    return list(chosen.values())
+
+
+def _theories() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(theory.__path__) if info.ispkg)
+
+
+def _experiments_of(slug: str) -> tuple[Experiment, ...]:
+    if importlib.util.find_spec(f"theory.{slug}.experiments") is None:
+        raise ValueError(f"theory/{slug} has no experiments.py with EXPERIMENTS")
+    found: tuple[Experiment, ...] = importlib.import_module(f"theory.{slug}.experiments").EXPERIMENTS
+    return found
 
 
 def parameters_of(experiment: Experiment, changes: Mapping[str, Any] | None = None, *, quick: bool = False) -> Any:
@@ -98,7 +132,7 @@ def parameters_of(experiment: Experiment, changes: Mapping[str, Any] | None = No
     ValueError
         If a name is unknown (the message names the near ones) or a value is refused.
     """
-    known = {f.name for f in fields(experiment.parameters)}
+    known = [f.name for f in fields(experiment.parameters)]
     changes = dict(changes or {})
     for name in changes:
         if name not in known:
@@ -112,5 +146,7 @@ def as_mapping(parameters: Any) -> dict[str, Any]:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    known = list(dict.fromkeys(known))
+    inside = [other for other in known if name and name in other]
+    close = list(dict.fromkeys([*inside, *difflib.get_close_matches(name, known, n=3, cutoff=0.5)]))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(sorted(known))}"

@@ -50,7 +50,7 @@ class Check:
 
 def within_noise(name: str, measured: float, predicted: float, stderr: float, *, z: float = 4.0) -> Check:
     """Predict a mean: measured and predicted differ by at most ``z`` standard errors."""
-    distance = abs(measured - predicted) / stderr if stderr > 0 else (0.0 if measured == predicted else np.inf)
+    distance = _ratio(abs(measured - predicted), stderr)
     return Check(name, float(measured), float(predicted), float(stderr), float(distance), z, "z")
 
 
@@ -76,9 +76,8 @@ def close(
     if absolute is not None:
         return Check(name, float(measured), float(predicted), stderr, float(difference), absolute, "absolute")
     assert relative is not None
-    return Check(
-        name, float(measured), float(predicted), stderr, float(difference / abs(predicted)), relative, "relative"
-    )
+    distance = _ratio(difference, abs(predicted))
+    return Check(name, float(measured), float(predicted), stderr, distance, relative, "relative")
 
 
 def between(name: str, measured: float, low: float, high: float, *, stderr: float = np.nan) -> Check:
@@ -96,3 +95,10 @@ def above(name: str, measured: float, limit: float) -> Check:
 def below(name: str, measured: float, limit: float) -> Check:
     """Predict that a number is at most ``limit``."""
     return Check(name, float(measured), float(limit), np.nan, float(measured - limit), 0.0, "below")
+
+
+def _ratio(difference: float, unit: float) -> float:
+    """Return a difference in units; a unit of nothing makes every difference infinite, and no difference zero."""
+    if unit == 0:
+        return np.inf if difference > 0 else float(difference)
+    return float(difference / unit)

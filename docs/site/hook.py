@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Watch the sources too, while the site is served."""
     root = Path(config.config_file_path).parent
     sys.path[:0] = [str(root)] if str(root) not in sys.path else []
-    config.watch.extend(str(root / folder) for folder in ("refattn", "examples", "docs/site"))
+    config.watch.extend(str(root / folder) for folder in ("refattn", "theory", "examples", "docs/site"))
     return config
 
 
@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     titles = {place: title_of(text).removeprefix("refattn.").rpartition(".")[2] for place, text in generated.items()}
     config.nav = expand_nav(config.nav or [], [*written, *generated], titles)
     state["catalogue"] = catalogue
-    state["directives"] = Directives(catalogue, contract_of, log.warning)
+    state["directives"] = Directives(catalogue, contract_of, log.warning, experiments_of)
     for label, places in catalogue.code.items():
         if label not in catalogue.equations:
             log.warning("equation %s is marked in the code (%s) but stated on no page", label, places[0][1])
@@ -74,6 +74,22 @@ def contract_of(slug: str) -> Any:
     if contract is None:
         raise MissingError(f"no contract refattn/contracts/{slug}.py with a CONTRACT of that slug")
     return contract
+
+
+def experiments_of(slug: str) -> list[Any]:
+    """Return the experiments of a theory.
+
+    Raises
+    ------
+    MissingError
+        If there are none.
+    """
+    from theory.experiment import experiments
+
+    found = [experiment for experiment in experiments().values() if experiment.family == slug]
+    if not found:
+        raise MissingError(f"no EXPERIMENTS in theory/{slug}/experiments.py")
+    return found
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:

@@ -27,6 +27,10 @@ from readalong.catalogue import Catalogue, relative, stem_of  # noqa: E402
 from readalong.directives import Directives, MissingError  # noqa: E402
 from readalong.docstrings import docstring_html, prose_html, sections, summary  # noqa: E402
 from readalong.formulas import BadFormulaError, math, tags, typeset  # noqa: E402
+from toy.walks import WALK  # noqa: E402
+
+from theory.report import Outcome, outcome_json  # noqa: E402
+from theory.verdict import below, within_noise  # noqa: E402
 
 MODULE = '''"""An idea.
 
@@ -116,7 +120,7 @@ def test_imports_and_exports_are_folded_away():
 
 def sources():
     """List every module of the project."""
-    return sorted((ROOT / "refattn").rglob("*.py"))
+    return sorted(path for package in ("refattn", "theory") for path in (ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -291,6 +295,17 @@ def test_stems_tell_backends_from_references():
     """A portable twin and its reference have different permalinks."""
     assert stem_of("refattn/layers/rat.py") == "rat"
     assert stem_of("refattn/backends/portable/rat.py") == "portable.rat"
+    assert stem_of("theory/sweep.py") == "theory.sweep"
+
+
+def test_the_theory_has_code_and_api_pages():
+    """Modules beside the package are shown as those in it are."""
+    code, api = pages.code_pages(ROOT, {"theory/table.py"}), pages.api_pages(ROOT)
+    assert code["code/theory/sweep.md"] == "# theory.sweep\n\n{{ code theory/sweep.py }}\n"
+    assert "code/theory/table.md" not in code
+    assert "# theory\n" in api["api/theory.md"]
+    assert "::: theory.sweep\n" in api["api/theory.md"]
+    assert "# refattn.layers\n" in api["api/layers.md"]
 
 
 def test_the_navigation_fills_folders_and_drops_what_is_missing():
@@ -321,13 +336,18 @@ def test_dark_drawings_turn_greys_round_and_keep_colours():
 # directives
 
 
-def directives(markdown, reported):
+def directives(markdown, reported, root=ROOT):
     """Return the directives of a toy site of one page."""
 
     def contract_of(slug):
         raise MissingError(f"no contract {slug}")
 
-    return Directives(Catalogue(ROOT, {"mechanisms/toy.md": markdown}), contract_of, reported.append)
+    def experiments_of(slug):
+        if slug != "toy":
+            raise MissingError(f"no EXPERIMENTS in theory/{slug}/experiments.py")
+        return [WALK]
+
+    return Directives(Catalogue(root, {"mechanisms/toy.md": markdown}), contract_of, reported.append, experiments_of)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +361,9 @@ def directives(markdown, reported):
         ("figure toy", "no figure docs/figures/toy.svg"),
         ("code refattn/layers/toy.py", "no file refattn/layers/toy.py"),
         ("code refattn/primitives/softmax.py::toy", "defines no toy"),
+        ("experiments lost", "no EXPERIMENTS in theory/lost/experiments.py"),
+        ("figure theory-toy-lost", "no experiment toy/lost"),
+        ("figure theory-toy-walk", "no figure docs/figures/theory-toy-walk.svg: run python -m theory plot toy/walk"),
         ("dance toy", "what stands before toy is not a directive"),
     ],
 )
@@ -367,6 +390,24 @@ def test_a_module_stands_on_its_page_with_headings_and_slots():
     assert 'data-slot="' not in html
     assert 'id="softmax.log_sum_exp"' in html
     assert '<span class="k">def</span>' in html
+
+
+def test_experiments_stand_with_their_commands_defaults_and_verdicts(tmp_path):
+    """A theory's experiments can be run from what the page says, and what was checked stands beside it."""
+    checks = [within_noise("a < b", 1.0, 1.1, 0.1), below("slope", 0.5, 0.4)]
+    filed = {"toy/walk": {"command": "python -m theory check toy/walk", **outcome_json(Outcome(WALK, tuple(checks)))}}
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "theory-checks.json").write_text(json.dumps(filed), encoding="utf-8")
+    markdown = "{{ experiments toy }}\n"
+    writer = directives(markdown, [], tmp_path)
+    html = writer.fill(writer.expand(markdown, "theory/toy.md"))
+    assert 'id="experiment.toy.walk"' in html
+    assert "<code>python -m theory run toy/walk</code>" in html
+    assert "<td><code>steps</code></td><td><code>16,64,256</code></td>" in html
+    assert '<span class="verdict" title="holds">✓</span></td><td>a &lt; b</td>' in html
+    assert "<td>1</td><td>1.1</td><td>0.1</td><td>z 1.00 of 4</td>" in html
+    assert '<span class="verdict" title="FAILS">✗</span></td><td>slope</td>' in html
+    assert "Printed by <code>python -m theory check toy/walk</code>" in html
 
 
 # the page of all claims

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+THEORY = sorted((ROOT / "theory").rglob("*.py"))
 FILES = sorted((ROOT / "refattn").rglob("*.py"))
 ROOMS = ("layers", "interventions", "interpretability", "efficiency", "benchmarks", "transformer")
 
@@ -64,6 +65,37 @@ def in_backend_types(path, names):
     return in_room(path) == "backends" and bool(names) and all(name[0].isupper() for name in names)
 
 
+@pytest.mark.parametrize("path", THEORY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_theory_imports_only_what_it_may(path):
+    """The theory imports references, NumPy and SciPy; figures and bars where they are needed, and no cluster."""
+    for module, _names in imports(path):
+        top, *rest = module.split(".")
+        if top == "refattn":
+            assert not rest or rest[0] in ("primitives", *ROOMS), f"{path.name} imports {module}"
+        elif top not in sys.stdlib_module_names:
+            assert top in ("theory", "numpy", "scipy", *LAZY), f"{path.name} imports {module}"
+    for module, _names in at_import(path):
+        assert module.split(".")[0] not in LAZY, f"{path.name} imports {module} at its top"
+
+
+LAZY = ("matplotlib", "tqdm", "pandas", "threadpoolctl")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_the_theory(path):
+    """The theory stands on the package, never the other way round."""
+    assert not [module for module, _names in imports(path) if module and module.split(".")[0] == "theory"]
+
+
+def at_import(path):
+    """Yield what a module imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
 def test_the_kit_names_no_mechanism():
     """No file of the kit holds the slug of a mechanism as a word."""
     from refattn.conformance.registry import find_contracts
@@ -76,11 +108,16 @@ def test_the_kit_names_no_mechanism():
 
 @pytest.mark.parametrize(
     "statement",
-    ["import refattn", "import refattn.primitives.attention, refattn.layers.rat, refattn.layers.biformer"],
+    [
+        "import refattn",
+        "import refattn.primitives.attention, refattn.layers.rat, refattn.layers.biformer",
+        "import theory, theory.experiment, theory.sweep, theory.cli",
+    ],
 )
-def test_references_import_light(statement):
-    """Importing the package or a reference loads neither hypothesis nor matplotlib nor a framework."""
-    heavy = ("hypothesis", "matplotlib", "torch", "jax", "tqdm", "ml_dtypes", "array_api_compat", "pytest")
+def test_references_and_engine_import_light(statement):
+    """Importing the package, a reference or the theory's engine loads no framework, no hypothesis, no matplotlib."""
+    heavy = ("hypothesis", "matplotlib", "torch", "jax", "tqdm", "ml_dtypes", "array_api_compat", "pytest", "pandas")
+    heavy += ("distributed", "threadpoolctl")
     code = f"import sys; {statement}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
@@ -89,17 +126,17 @@ def test_references_import_light(statement):
 
 def test_there_is_no_utils():
     """No file is called utils, helpers, misc or common: a thing that has a place has a name."""
-    assert not [p for p in FILES if p.stem in ("utils", "helpers", "misc", "common")]
+    assert not [p for p in FILES + THEORY if p.stem in ("utils", "helpers", "misc", "common")]
 
 
 def test_imports_have_no_circles():
     """The modules of the project import each other without a circle at run time."""
-    graph = {module_name(path): set() for path in FILES}
-    for path in FILES:
+    graph = {module_name(path): set() for path in FILES + THEORY}
+    for path in FILES + THEORY:
         for module, names in top_level_imports(path):
             inside = {f"{module}.{name}" for name in names} & set(graph)
             targets = inside if len(inside) == len(names) > 0 else {module, *inside} & set(graph)
-            graph[module_name(path)] |= targets - {module_name(path), "refattn"}
+            graph[module_name(path)] |= targets - {module_name(path), "refattn", "theory"}
     done, active = set(), []
 
     def visit(module):
@@ -122,7 +159,7 @@ def module_name(path):
 
 def top_level_imports(path):
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("refattn"):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("refattn", "theory")):
             yield node.module, tuple(alias.name for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, ()) for alias in node.names if alias.name.startswith("refattn"))
+            yield from ((alias.name, ()) for alias in node.names if alias.name.startswith(("refattn", "theory")))

@@ -1,7 +1,7 @@
 """Directives: what the pages ask for in double braces, written out.
 
-``code``, ``figure``, ``laws``, ``bugs``, ``claims``, ``errors`` and ``entries`` each become Markdown, in which pieces
-of finished HTML stand as slots until the page itself is HTML.
+``code``, ``figure``, ``laws``, ``bugs``, ``claims``, ``errors``, ``entries`` and ``experiments`` each become Markdown,
+in which pieces of finished HTML stand as slots until the page itself is HTML.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from html import escape
+from inspect import cleandoc
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refattn.conformance.contract import Bug, Contract, Entry
+    from theory.experiment import Experiment
 
 __all__ = ["Directives", "MissingError"]
 
@@ -45,14 +47,21 @@ class Directives:
         Slug to contract; raises ``MissingError``.
     report : callable
         Takes a sentence about something that is missing or wrong; strict builds fail on it.
+    experiments : callable
+        Slug of a theory to its experiments; raises ``MissingError``.
     """
 
     def __init__(
-        self, catalogue: Catalogue, contracts: Callable[[str], Contract], report: Callable[[str], None]
+        self,
+        catalogue: Catalogue,
+        contracts: Callable[[str], Contract],
+        report: Callable[[str], None],
+        experiments: Callable[[str], list[Experiment]],
     ) -> None:
         self.catalogue = catalogue
         self.contract = contracts
         self.report = report
+        self.experiments = experiments
         self._writers: dict[str, Callable[[str, str], str]] = {
             "code": self._code,
             "figure": self._figure,
@@ -61,6 +70,7 @@ class Directives:
             "bugs": self._bugs,
             "claims": self._claims,
             "errors": self._errors,
+            "experiments": self._experiments,
         }
         self._slots: dict[int, str] = {}
         self._numbers = count(1)
@@ -116,12 +126,9 @@ class Directives:
 
     def _figure(self, slug: str, page: str) -> str:
         path = self.catalogue.root / "docs" / "figures" / f"{slug}.svg"
-        name, _, part = slug.partition("-")
-        example = self.catalogue.root / "examples" / f"{name}.py"
-        command = f"python examples/{name}.py"
+        text, command = self._drawn_by(slug)
         if not path.is_file():
             raise MissingError(f"no figure docs/figures/{slug}.svg: run {command}")
-        text = _docstring_of(example, f"{part}_figure" if part else "figure") if example.is_file() else slug
         first, _, rest = text.partition("\n\n")  # what the function does, and what the reader sees
         words, plain, here = prose_html(rest or first), " ".join((rest or first).split()), address(page)
         pictures = "".join(
@@ -130,6 +137,21 @@ class Directives:
         )
         drawn = f'<p class="source">drawn by <code>{command}</code></p>'
         return self._slot(f'<figure class="picture">{pictures}<figcaption>{words}{drawn}</figcaption></figure>')
+
+    def _drawn_by(self, slug: str) -> tuple[str, str]:
+        """Return what is said of a figure where it is drawn, and the command that draws it."""
+        name, _, part = slug.partition("-")
+        if name == "theory":
+            theory, _, figure = part.partition("-")
+            known = {experiment.name: experiment for experiment in self.experiments(theory)}
+            if f"{theory}/{figure}" not in known:
+                raise MissingError(f"no experiment {theory}/{figure}")
+            experiment = known[f"{theory}/{figure}"]
+            seen = cleandoc(experiment.draw.__doc__ or "").partition("\n\n")[2]
+            return seen or experiment.title, f"python -m theory plot {experiment.name}"
+        example = self.catalogue.root / "examples" / f"{name}.py"
+        text = _docstring_of(example, f"{part}_figure" if part else "figure") if example.is_file() else slug
+        return text, f"python examples/{name}.py"
 
     # the functions and conventions of a mechanism
 
@@ -263,6 +285,50 @@ class Directives:
             f'<section class="errors" data-search-exclude><table><thead><tr><th>dtype</th>{heads}</tr></thead>'
             f'<tbody>{body}</tbody></table><ul>{legend}</ul><p class="source">{source}</p></section>'
         )
+
+    # the experiments of a theory
+
+    def _experiments(self, slug: str, _page: str) -> str:
+        path = self.catalogue.root / "docs" / "theory-checks.json"
+        filed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return self._slot("".join(self._experiment(e, filed.get(e.name)) for e in self.experiments(slug)))
+
+    def _experiment(self, experiment: Experiment, filed: dict[str, Any] | None) -> str:
+        from theory.parameters import defaults_of
+
+        ident = f"experiment.{experiment.name.replace('/', '.')}"
+        defaults = "".join(
+            f"<tr><td><code>{name}</code></td><td><code>{escape(text)}</code></td></tr>"
+            for name, text in defaults_of(experiment).items()
+        )
+        parameters = (
+            "<details><summary>parameters</summary><table><thead><tr><th>parameter</th><th>default</th></tr></thead>"
+            f"<tbody>{defaults}</tbody></table></details>"
+        )
+        return (
+            f'<div class="experiment" id="{ident}"><p class="title">{_inline(experiment.title)} '
+            f'<a class="permalink" href="#{ident}" title="{experiment.name}">#</a></p>'
+            f"<p><code>python -m theory run {experiment.name}</code></p>"
+            f"{parameters if defaults else ''}{_checks_table(filed) if filed else ''}</div>"
+        )
+
+
+def _checks_table(filed: dict[str, Any]) -> str:
+    """Return what ``python -m theory check --write-docs`` filed of one experiment as a table."""
+    from theory.report import check_cells, filed_check
+
+    heads = ("", "prediction", "measured", "predicted", "standard error", "distance or bound")
+    rows = ""
+    for check in map(filed_check, filed["checks"]):
+        name, *numbers, _ = check_cells(check)
+        sign = f'<span class="verdict" title="{check.verdict}">{"✓" if check.holds else "✗"}</span>'
+        cells = "".join(f"<td>{escape(text)}</td>" for text in numbers)
+        rows += f"<tr><td>{sign}</td><td>{_inline(name)}</td>{cells}</tr>"
+    stopped = f"<p>It stopped: {escape(filed['error'])}</p>" if filed["error"] else ""
+    return (
+        f'{stopped}<div class="checks"><table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
+        f'<tbody>{rows}</tbody></table><p class="source">Printed by <code>{filed["command"]}</code>.</p></div>'
+    )
 
 
 def _docstring_of(path: Any, function: str) -> str:

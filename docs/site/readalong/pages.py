@@ -15,9 +15,14 @@ __all__ = ["ROOMS", "api_pages", "code_pages", "dark", "expand_nav", "title_of"]
 
 ROOMS = (
     "primitives", "layers", "interventions", "interpretability", "efficiency", "benchmarks", "transformer",
-    "backends", "conformance",
+    "backends", "conformance", "theory",
 )  # fmt: skip
 NEUTRAL = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})\b")
+
+
+def folder_of(root: Path, room: str) -> Path:
+    """Return the folder of a room; the theory stands beside the package."""
+    return root / room if room == "theory" else root / "refattn" / room
 
 
 def modules(package: Path) -> list[Path]:
@@ -30,7 +35,7 @@ def code_pages(root: Path, shown: set[str]) -> dict[str, str]:
     """Return a page for every module that no hand-written page shows: place under ``docs`` to Markdown."""
     pages = {}
     for room in ROOMS:
-        for path in modules(root / "refattn" / room):
+        for path in modules(folder_of(root, room)):
             place = path.relative_to(root).as_posix()
             if place not in shown:
                 name = place.removeprefix("refattn/").removesuffix(".py")
@@ -42,12 +47,13 @@ def api_pages(root: Path) -> dict[str, str]:
     """Return one page a room, with its public functions: place under ``docs`` to Markdown."""
     pages = {}
     for room in ROOMS:
-        package = root / "refattn" / room
+        package = folder_of(root, room)
         public = [path for path in modules(package) if _exports(path)]
         if public:
             idea = _idea(package / "__init__.py")
             # found by the names on the pages of the code, which say more
-            parts = [f"---\nsearch:\n  exclude: true\n---\n\n# refattn.{room}\n\n{idea}\n"]
+            dotted = ".".join(package.relative_to(root).parts)
+            parts = [f"---\nsearch:\n  exclude: true\n---\n\n# {dotted}\n\n{idea}\n"]
             for path in public:
                 dotted = ".".join(path.relative_to(root).with_suffix("").parts)
                 parts.append(f"\n## {dotted.removeprefix('refattn.')}\n\n::: {dotted}\n")
