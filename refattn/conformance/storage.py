@@ -192,7 +192,7 @@ def read_json(text: str) -> Any:
 def _leaves(prefix: str, tree: Any) -> list[tuple[str, Any]]:
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         pairs = zip(tree._fields, tree, strict=True)
-    elif isinstance(tree, (tuple, list)):
+    elif isinstance(tree, (tuple, list)) and tree:
         pairs = zip(map(str, range(len(tree))), tree, strict=True)
     else:
         return [(prefix, tree)]
@@ -223,7 +223,8 @@ def case_to_json(case: Case, prefix: str) -> tuple[dict[str, Any], dict[str, np.
 
 def case_from_json(described: dict[str, Any], members: dict[str, np.ndarray], entry: Entry) -> Case:
     """Put a case together again; NamedTuples take their types from the entry's own scenarios."""
-    leaves: dict[str, Any] = dict(described["scalars"])
+    # a sequence of nothing has no leaves of its own, so it is one
+    leaves: dict[str, Any] = {path: () if value == [] else value for path, value in described["scalars"].items()}
     for path, about in described["arrays"].items():
         if about["member"] not in members:
             raise StorageError(f"member {about['member']!r} is missing")

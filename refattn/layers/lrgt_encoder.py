@@ -172,7 +172,7 @@ def lrgt_encoder(
         x = lrgt_encoder_block(x, block, use_lga=number in lga_blocks, **shared)  # (B V, P, D)
         outputs.append(x)
     y = layer_norm(x, weights.norm_w, weights.norm_b, eps=eps).reshape(B, V, *x.shape[1:])
-    return (y, np.stack(outputs)) if return_blocks else y
+    return (y, np.stack([x, *outputs])[1:]) if return_blocks else y  # of no blocks too
 
 
 def embed_patches(images: np.ndarray, weights: EncoderWeights) -> np.ndarray:

@@ -242,7 +242,10 @@ def test_a_case_survives_the_way_to_disk_and_back(dtype, x):
     """Arrays of every dtype, structures, missing fields and options come back equal."""
     x = round_to(x, dtype)
     case = Case(
-        "f", {"x": x, "w": Pair(x, None, 3), "n": np.arange(3)}, {"align": "top_left", "window": [1, None]}, dtype
+        "f",
+        {"x": x, "w": Pair(x, None, 3), "n": np.arange(3), "none": ()},
+        {"align": "top_left", "window": [1, None]},
+        dtype,
     )
     entry = Entry("f", lambda x: x, ("x",), {"one": lambda *_: case}, ("normal",), lambda _: st.nothing())
 
@@ -253,6 +256,7 @@ def test_a_case_survives_the_way_to_disk_and_back(dtype, x):
     assert isinstance(back.arrays["w"], Pair)
     assert back.arrays["w"].right is None
     assert back.arrays["w"].count == 3
+    assert back.arrays["none"] == ()
     np.testing.assert_array_equal(back.arrays["x"], x)
     np.testing.assert_array_equal(back.arrays["n"], np.arange(3))
 

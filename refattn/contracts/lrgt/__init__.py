@@ -130,6 +130,8 @@ _ENCODER = Entry(
             "interleaved": {"B": 2, "V": 2, "C": 3, "g": 4, "p": 2, "D": 4, "H": 2, "s": 2, "depth": 2, "lga": (1,)}
             | {"return_blocks": True},
             "only_across": {"B": 1, "V": 3, "C": 1, "g": 2, "p": 3, "D": 4, "H": 1, "s": 1, "depth": 1, "lga": (0,)},
+            "no_blocks": {"B": 1, "V": 2, "C": 1, "g": 2, "p": 2, "D": 4, "H": 2, "s": 2, "depth": 0, "lga": ()}
+            | {"return_blocks": True},
             "pixels": {"B": 1, "V": 1, "C": 2, "g": 3, "p": 1, "D": 4, "H": 2, "s": 3, "depth": 1, "lga": ()},
             "no_batch": {"B": 0, "V": 2, "C": 1, "g": 2, "p": 2, "D": 4, "H": 2, "s": 2, "depth": 1, "lga": (0,)},
         }

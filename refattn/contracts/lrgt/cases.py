@@ -243,7 +243,7 @@ group_sizes = attention_sizes
 @st.composite
 def encoder_sizes(draw: Any) -> dict[str, Any]:
     """Draw sizes of the encoder."""
-    depth = draw(st.integers(1, 2))
+    depth = draw(st.integers(0, 2))
     lga = draw(st.sets(st.integers(0, 2), max_size=2))
     size = {"C": draw(st.integers(1, 3)), "p": draw(st.integers(1, 3)), "depth": depth, "lga": sorted(lga)}
     return {"B": draw(st.integers(0, 2)), "V": draw(st.integers(1, 2)), "g": 4, "s": 2, "H": 2, "D": 4, **size}

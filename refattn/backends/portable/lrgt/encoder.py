@@ -64,4 +64,4 @@ def lrgt_encoder(
         x = lrgt_encoder_block(x, block, use_lga=number in lga_blocks, **options)
         outputs.append(x)
     y = xp.reshape(layer_norm(x, weights.norm_w, weights.norm_b, eps), (B, V, g * g, D))
-    return (y, xp.stack(outputs)) if return_blocks else y
+    return (y, xp.stack([x, *outputs])[1:, ...]) if return_blocks else y
