@@ -41,7 +41,8 @@ def require_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 
 def require_finite(name: str, value: Any) -> None:
     """Raise ``ValueError`` unless every entry of ``value`` is finite."""
-    require(np.all(np.isfinite(value)), f"{name}={value!r} must be finite")
+    if not np.all(np.isfinite(value)):  # spelled out, because writing an array into a message takes long
+        raise ValueError(f"{name}={value!r} must be finite")
 
 
 def as_float(name: str, value: Any, *, ndim: int | None = None, refuse_integers: type[Exception] | None = None) -> Any:
