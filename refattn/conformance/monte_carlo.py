@@ -22,6 +22,7 @@ on false alarms is the calibration of these constants.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -149,7 +150,7 @@ def _budget(
 
 def _in_rows(y: np.ndarray, outputs: list[np.ndarray], samples: int, *, magnify: float, dtype: str) -> _Runs:
     width = y.shape[-1] if y.ndim else 1
-    shape = (y.size // max(width, 1), width)
+    shape = (math.prod(y.shape[:-1]), width)
     finite = np.isfinite(y).reshape(shape)
     flat = np.where(finite, y.reshape(shape), 0.0)
     moved = np.stack([run.reshape(shape) for run in outputs])

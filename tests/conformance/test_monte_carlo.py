@@ -421,3 +421,11 @@ def test_exact_zeros_stay_nearly_exact():
     budget = budget_of(lambda x: x @ W, {"x": x})
     assert judge(x, budget).status == "pass"
     assert judge(x + 1e-30, budget).status == "fail"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 4), (2, 0, 5)])
+def test_outputs_of_any_empty_shape_have_budgets(shape):
+    """An output without elements, or without rows, is judged right like any other."""
+    budget = budget_of(lambda x: 2.0 * x, {"x": np.ones(shape)})
+
+    assert judge(2.0 * np.ones(shape), budget).status == "pass"
