@@ -24,12 +24,12 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_vectors_and_the_types(wheel):
-    """Package data travels: vectors, schema, inventory, the marker of types; tests and docs stay at home."""
+    """Package data travels: vectors, schema, inventory, the marker of types; the theory goes along, tests and docs stay at home."""
     names = zipfile.ZipFile(wheel).namelist()
 
     assert {"refattn/py.typed", "refattn/golden/schema.json", "refattn/golden/attention.npz"} <= set(names)
     assert "refattn/contracts/inventory.json" in names
-    assert all(name.startswith("refattn") for name in names)
+    assert all(name.startswith(("refattn", "theory/")) for name in names)
 
 
 def test_the_wheel_works_from_elsewhere(wheel, tmp_path):
