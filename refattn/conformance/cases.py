@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from refattn.conformance.contract import Maker
 
-__all__ = ["FAMILIES", "Build", "Recipe", "fill", "generator", "rounded"]
+__all__ = ["FAMILIES", "Build", "Recipe", "fill", "generator", "given", "rounded", "smoke"]
 
 Build = Callable[[np.random.Generator, str, Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
 """``(rng, family, sizes) -> (arrays, options)`` of one call."""
@@ -65,6 +65,16 @@ def generator(*seeds: int | str) -> np.random.Generator:
 def rounded(tree: Any, dtype: str) -> Any:
     """Round every floating array of ``tree`` to ``dtype``; the arrays stay float64."""
     return map_arrays(lambda array: round_to(array, dtype) if array.dtype.kind == "f" else array, tree)
+
+
+def given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return those of the named options that ``sizes`` holds; the others are left to the entry's defaults."""
+    return {name: sizes[name] for name in names if name in sizes}
+
+
+def smoke(*scenarios: str, families: tuple[str, ...] = ("normal",)) -> tuple[tuple[str, str], ...]:
+    """Return every pair of the scenarios and families, for `Entry.smoke`."""
+    return tuple((scenario, family) for scenario in scenarios for family in families)
 
 
 @dataclass(frozen=True)

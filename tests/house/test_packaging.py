@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_the_vectors_and_the_types(wheel):
-    """Package data travels: vectors, schema, inventory, the marker of types; the theory goes along, tests and docs stay at home."""
+    """Vectors, schema, inventory and the marker of types travel with both packages; tests and docs stay at home."""
     names = zipfile.ZipFile(wheel).namelist()
 
     assert {"refattn/py.typed", "refattn/golden/schema.json", "refattn/golden/attention.npz"} <= set(names)

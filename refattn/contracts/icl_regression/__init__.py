@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from refattn.conformance.cases import smoke
 from refattn.conformance.contract import Contract, Entry
 from refattn.contracts.icl_regression import bugs, cases, laws
 from refattn.contracts.icl_regression.cases import FAMILIES
@@ -49,10 +50,6 @@ _STEPS: dict[str, dict[str, Any]] = {
 }
 
 
-def _smoke(*scenarios: str) -> tuple[tuple[str, str], ...]:
-    return tuple((scenario, "normal") for scenario in scenarios)
-
-
 _ATTENTION = Entry(
     "icl_attention",
     icl_attention,
@@ -60,7 +57,7 @@ _ATTENTION = Entry(
     cases.ATTENTION.scenarios(_LAYERS),
     FAMILIES,
     cases.ATTENTION.cases(cases.layer_sizes),
-    smoke=_smoke("two_heads", "biases", "two_tasks"),
+    smoke=smoke("two_heads", "biases", "two_tasks"),
     outputs=("y_hat", "attn"),
     laws=laws.ATTENTION_LAWS,
     bugs=bugs.ATTENTION_BUGS,
@@ -75,7 +72,7 @@ _GRADIENT = Entry(
     cases.GRADIENT.scenarios({name: sizes for name, sizes in _LAYERS.items() if name not in _NOT_PULLED_BACK}),
     cases.GRADIENT_FAMILIES,
     cases.GRADIENT.cases(cases.gradient_sizes),
-    smoke=_smoke("two_heads", "two_tasks"),
+    smoke=smoke("two_heads", "two_tasks"),
     outputs=ICLAttentionWeights._fields,
     laws=laws.GRADIENT_LAWS,
     bugs=bugs.GRADIENT_BUGS,
@@ -102,7 +99,7 @@ _ESTIMATOR = Entry(
     ),
     FAMILIES,
     cases.ESTIMATOR.cases(cases.estimator_sizes),
-    smoke=_smoke("pair", "diagonal", "matrix"),
+    smoke=smoke("pair", "diagonal", "matrix"),
     laws=laws.ESTIMATOR_LAWS,
     bugs=bugs.ESTIMATOR_BUGS,
     differentiable=("x", "y", "x_q", "omega", "mu"),
@@ -116,7 +113,7 @@ _GD = Entry(
     cases.GD.scenarios(_STEPS),
     cases.STEP_FAMILIES,
     cases.GD.cases(cases.step_sizes),
-    smoke=_smoke("plain", "matrix"),
+    smoke=smoke("plain", "matrix"),
     laws=laws.GD_LAWS,
     bugs=bugs.GD_BUGS,
     differentiable=("x", "y", "x_q"),
@@ -130,7 +127,7 @@ _DEBIASED = Entry(
     cases.DEBIASED.scenarios({name: sizes for name, sizes in _STEPS.items() if name != "one_example"}),
     cases.STEP_FAMILIES,
     cases.DEBIASED.cases(cases.step_sizes),
-    smoke=_smoke("plain", "matrix"),
+    smoke=smoke("plain", "matrix"),
     laws=laws.DEBIASED_LAWS,
     bugs=bugs.DEBIASED_BUGS,
     differentiable=("x", "y", "x_q"),
@@ -154,7 +151,7 @@ _RIDGE = Entry(
     ),
     cases.RIDGE_FAMILIES,
     cases.RIDGE.cases(cases.ridge_sizes),
-    smoke=_smoke("plain", "strong"),
+    smoke=smoke("plain", "strong"),
     laws=laws.RIDGE_LAWS,
     bugs=bugs.RIDGE_BUGS,
     differentiable=("x", "y", "x_q"),
@@ -177,7 +174,7 @@ _LINEAR = Entry(
     ),
     FAMILIES,
     cases.LINEAR.cases(cases.linear_sizes),
-    smoke=_smoke("one_head", "other_length"),
+    smoke=smoke("one_head", "other_length"),
     laws=laws.LINEAR_LAWS,
     bugs=bugs.LINEAR_BUGS,
     differentiable=("z_q", "z", "kq", "ov"),
@@ -200,7 +197,7 @@ _DOUBLE_SOFTMAX = Entry(
     ),
     FAMILIES,
     cases.DOUBLE_SOFTMAX.cases(cases.double_softmax_sizes),
-    smoke=_smoke("two_heads"),
+    smoke=smoke("two_heads"),
     laws=laws.DOUBLE_SOFTMAX_LAWS,
     bugs=bugs.DOUBLE_SOFTMAX_BUGS,
     differentiable=("x",),
@@ -224,7 +221,7 @@ _PRECONDITIONER = Entry(
     ),
     ("normal",),
     cases.PRECONDITIONER.cases(cases.preconditioner_sizes),
-    smoke=_smoke("correlated", "plain_descent"),
+    smoke=smoke("correlated", "plain_descent"),
     laws=laws.PRECONDITIONER_LAWS,
     bugs=bugs.PRECONDITIONER_BUGS,
 )

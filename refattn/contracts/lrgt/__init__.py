@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refattn.conformance.cases import smoke
 from refattn.conformance.contract import Case, Contract, Entry, Outputs
 from refattn.conformance.monte_carlo import monte_carlo_budgets
 from refattn.contracts.lrgt import bugs, cases, laws
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from refattn.conformance.budget import Budget
 
 __all__ = ["CONTRACT"]
-
-
-def _smoke(*scenarios: str) -> tuple[tuple[str, str], ...]:
-    return tuple((scenario, "normal") for scenario in scenarios)
 
 
 def _equal_densities(dtype: str) -> tuple[Case, Outputs]:
@@ -63,7 +60,7 @@ _ATTENTION = Entry(
     ),
     cases.FAMILIES,
     cases.ATTENTION.cases(cases.attention_sizes()),
-    smoke=(*_smoke("three_views", "longer_stride"), ("three_views", "peaky")),
+    smoke=(*smoke("three_views", "longer_stride"), ("three_views", "peaky")),
     outputs=("out", "attn"),
     laws=laws.ATTENTION_LAWS,
     bugs=bugs.ATTENTION_BUGS,
@@ -85,7 +82,7 @@ _GROUP = Entry(
     cases.GROUP.scenarios(_GRIDS),
     cases.GROUP.families,
     cases.GROUP.cases(cases.group_sizes()),
-    smoke=_smoke("strides"),
+    smoke=smoke("strides"),
     laws=laws.GROUP_LAWS,
     bugs=bugs.GROUP_BUGS,
     may_alias=True,
@@ -97,7 +94,7 @@ _UNGROUP = Entry(
     cases.UNGROUP.scenarios(_GRIDS),
     cases.UNGROUP.families,
     cases.UNGROUP.cases(cases.group_sizes()),
-    smoke=_smoke("strides"),
+    smoke=smoke("strides"),
     bugs=bugs.UNGROUP_BUGS,
     may_alias=True,
 )
@@ -116,7 +113,7 @@ _BLOCK = Entry(
     ),
     ("normal", "peaky", "tiny"),
     cases.BLOCK.cases(cases.attention_sizes()),
-    smoke=(*_smoke("across_views", "inside_views"), ("across_views", "tiny")),
+    smoke=(*smoke("across_views", "inside_views"), ("across_views", "tiny")),
     laws=laws.BLOCK_LAWS,
     bugs=bugs.BLOCK_BUGS,
     differentiable=("x",),
@@ -138,7 +135,7 @@ _ENCODER = Entry(
     ),
     cases.ENCODER.families,
     cases.ENCODER.cases(cases.encoder_sizes()),
-    smoke=_smoke("interleaved"),
+    smoke=smoke("interleaved"),
     outputs=("tokens", "blocks"),
     laws=laws.ENCODER_LAWS,
     bugs=bugs.ENCODER_BUGS,
@@ -162,7 +159,7 @@ _CLUSTERS = Entry(
     ),
     cases.CLUSTERS.families,
     cases.CLUSTERS.cases(cases.cluster_sizes()),
-    smoke=_smoke("three_of_seven", "two_of_eight", "twins", "noisy_twins"),
+    smoke=smoke("three_of_seven", "two_of_eight", "twins", "noisy_twins"),
     outputs=("labels", "centers"),
     laws=laws.CLUSTER_LAWS,
     bugs=bugs.CLUSTER_BUGS,
@@ -184,7 +181,7 @@ _MERGER = Entry(
     ),
     cases.MERGER.families,
     cases.MERGER.cases(cases.merger_sizes),
-    smoke=_smoke("three_of_seven", "own_scale"),
+    smoke=smoke("three_of_seven", "own_scale"),
     laws=laws.MERGER_LAWS,
     bugs=bugs.MERGER_BUGS,
 )
@@ -204,7 +201,7 @@ _SPREAD = Entry(
     ),
     cases.PLAIN,
     cases.SPREAD.cases(cases.spread_sizes),
-    smoke=_smoke("doubling"),
+    smoke=smoke("doubling"),
     laws=laws.SPREAD_LAWS,
     bugs=bugs.SPREAD_BUGS,
     differentiable=("x", "w"),
@@ -223,7 +220,7 @@ _FOLD = Entry(
     ),
     cases.FOLD.families,
     cases.FOLD.cases(cases.fold_sizes),
-    smoke=_smoke("cubes_of_two"),
+    smoke=smoke("cubes_of_two"),
     laws=laws.FOLD_LAWS,
     bugs=bugs.FOLD_BUGS,
     may_alias=True,
@@ -242,7 +239,7 @@ _QUERIES = Entry(
     ),
     cases.PLAIN,
     cases.QUERIES.cases(cases.query_sizes),
-    smoke=_smoke("two_blocks"),
+    smoke=smoke("two_blocks"),
     laws=laws.QUERY_LAWS,
     bugs=bugs.QUERY_BUGS,
     differentiable=("context",),
@@ -260,7 +257,7 @@ _DECODER = Entry(
     ),
     cases.DECODER.families,
     cases.DECODER.cases(cases.decoder_sizes),
-    smoke=_smoke("one_token"),
+    smoke=smoke("one_token"),
     outputs=("voxels",),
     laws=laws.DECODER_LAWS,
     bugs=bugs.DECODER_BUGS,
@@ -279,7 +276,7 @@ _DICE = Entry(
     ),
     cases.DICE.families,
     cases.DICE.cases(cases.dice_sizes),
-    smoke=_smoke("binary", "soft", "each_sample"),
+    smoke=smoke("binary", "soft", "each_sample"),
     laws=laws.DICE_LAWS,
     bugs=bugs.DICE_BUGS,
     differentiable=("pred",),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn.conformance.cases import Recipe, fill
+from refattn.conformance.cases import Recipe, fill, given
 from refattn.contracts.lrgt.margins import clear_tokens
 from refattn.layers.lrgt_attention import BlockWeights, GroupAttentionWeights
 from refattn.layers.lrgt_decoder import QueryBlockWeights, UpConvWeights, UpsamplingWeights
@@ -48,10 +48,6 @@ FAMILIES = ("normal", "peaky", "tied", "cancelling", "tiny")
 PLAIN = ("normal", "peaky", "cancelling")
 
 Drawn = tuple[dict[str, Any], dict[str, Any]]
-
-
-def _given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: sizes[name] for name in names if name in sizes}
 
 
 def _matrix(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -122,14 +118,14 @@ def attention_case(rng: np.random.Generator, family: str, sizes: Mapping[str, An
         rng, D, biases=sizes.get("biases", True), signature=sizes.get("signature", True) or sizes.get("kernels", False)
     )
     options = {"num_views": sizes["V"], "num_heads": sizes["H"], "stride": sizes["s"]}
-    options |= _given(sizes, "kind", "signature", "scale", "return_attn", "grid")
+    options |= given(sizes, "kind", "signature", "scale", "return_attn", "grid")
     return {"x": x, "weights": weights}, options
 
 
 def group_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
     """Draw tokens by view."""
     x = fill(rng, (sizes["B"] * sizes["V"], sizes["g"] ** 2, sizes["D"]), family)
-    return {"x": x}, {"num_views": sizes["V"], "grid": sizes["g"], "stride": sizes["s"], **_given(sizes, "kind")}
+    return {"x": x}, {"num_views": sizes["V"], "grid": sizes["g"], "stride": sizes["s"], **given(sizes, "kind")}
 
 
 def ungroup_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
@@ -144,7 +140,7 @@ def block_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) 
     """Draw tokens and weights of an encoder block."""
     x = fill(rng, (sizes["B"] * sizes["V"], sizes["g"] ** 2, sizes["D"]), family)
     options = {"num_views": sizes["V"], "num_heads": sizes["H"], "stride": sizes["s"]}
-    options |= _given(sizes, "kind", "scale", "use_lga", "eps")
+    options |= given(sizes, "kind", "scale", "use_lga", "eps")
     return {"x": x, "weights": block_weights(rng, sizes["D"], encoder=True)}, options
 
 
@@ -156,7 +152,7 @@ def encoder_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
     weights = EncoderWeights(*patch, 0.5 * rng.standard_normal((g * g, D)), blocks, *norm_weights(rng, D))
     options = {"num_heads": sizes["H"], "stride": sizes["s"], "lga_blocks": list(sizes["lga"])}
     images = fill(rng, (B, V, C, g * p, g * p), family)
-    return {"images": images, "weights": weights}, options | _given(sizes, "kind", "return_blocks")
+    return {"images": images, "weights": weights}, options | given(sizes, "kind", "return_blocks")
 
 
 def cluster_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
@@ -183,7 +179,7 @@ def merger_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any])
     weights = MergerWeights(*norm1, *score, attn, *norm_weights(rng, D), *mlp_weights(rng, D))
     drawn = [clear_tokens(rng, lambda: fill(rng, (N, D), family), M, k, norm=norm1) for _ in range(B)]
     x = np.stack(drawn) if drawn else np.zeros((0, N, D))
-    options = {"num_clusters": M, "k": k, "num_heads": sizes["H"]} | _given(sizes, "scale", "eps")
+    options = {"num_clusters": M, "k": k, "num_heads": sizes["H"]} | given(sizes, "scale", "eps")
     return {"x": x, "weights": weights}, options
 
 
@@ -191,7 +187,7 @@ def spread_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any])
     """Draw a grid and the kernels of a transposed convolution."""
     x = fill(rng, (sizes["B"], sizes["C"], *sizes["cells"]), family)
     w = rng.standard_normal((sizes["C"], sizes["O"], *sizes["taps"])) / np.sqrt(sizes["C"])
-    return {"x": x, "w": w}, _given(sizes, "stride", "padding")
+    return {"x": x, "w": w}, given(sizes, "stride", "padding")
 
 
 def fold_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
@@ -215,7 +211,7 @@ def decoder_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]
     widths = sizes["widths"]
     tokens = fill(rng, (sizes["B"], sizes["n"] ** 3, widths[0]), family)
     weights = upsampling_weights(rng, widths, sizes.get("depth", 1))
-    return {"tokens": tokens, "weights": weights}, {"num_heads": sizes["H"]} | _given(sizes, "return_stages")
+    return {"tokens": tokens, "weights": weights}, {"num_heads": sizes["H"]} | given(sizes, "return_stages")
 
 
 def dice_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
@@ -223,7 +219,7 @@ def dice_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -
     shape = (sizes["B"], *sizes["cells"])
     pred = np.clip(np.abs(fill(rng, shape, family)), 0.0, 1.0)
     target = rng.random(shape) if sizes.get("soft", False) else (rng.random(shape) < 0.4).astype(float)
-    return {"pred": pred, "target": target}, _given(sizes, "smooth", "reduction")
+    return {"pred": pred, "target": target}, given(sizes, "smooth", "reduction")
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.conformance.cases import smoke
 from refattn.conformance.contract import Case, Contract, Entry, Outputs
 from refattn.contracts.pavlovian import bugs, cases, laws
 from refattn.layers.pavlovian import (
@@ -15,10 +16,6 @@ from refattn.layers.pavlovian import (
 )
 
 __all__ = ["CONTRACT"]
-
-
-def _smoke(*scenarios: str) -> tuple[tuple[str, str], ...]:
-    return tuple((scenario, "normal") for scenario in scenarios)
 
 
 def _blocking(dtype: str) -> tuple[Case, Outputs]:
@@ -38,7 +35,7 @@ _WRITE = Entry(
     cases.WRITE.scenarios(cases.WRITE_SCENARIOS),
     cases.FAMILIES,
     cases.WRITE.cases(cases.write_sizes()),
-    smoke=_smoke(*cases.WRITE_SCENARIOS),
+    smoke=smoke(*cases.WRITE_SCENARIOS),
     laws=laws.WRITE_LAWS,
     bugs=bugs.WRITE_BUGS,
     exact={"blocking": _blocking},
@@ -52,7 +49,7 @@ _ATTENTION = Entry(
     cases.ATTENTION.scenarios(cases.ATTENTION_SCENARIOS),
     cases.FAMILIES,
     cases.ATTENTION.cases(cases.attention_sizes()),
-    smoke=_smoke("hebb", "decay", "delta", "delta_one_chunk", "gated_delta", "anti_hebb"),
+    smoke=smoke("hebb", "decay", "delta", "delta_one_chunk", "gated_delta", "anti_hebb"),
     laws=laws.ATTENTION_LAWS,
     bugs=bugs.ATTENTION_BUGS,
     differentiable=("q", "k", "v"),

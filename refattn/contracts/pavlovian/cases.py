@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn.conformance.cases import Recipe, fill
+from refattn.conformance.cases import Recipe, fill, given
 from refattn.layers.pavlovian import RULES
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def write_case(
     arrays = {"keys": keys, "values": values}
     if sizes.get("started", False):
         arrays["initial"] = 0.5 * rng.standard_normal((sizes["B"], sizes["dv"], sizes["dk"]))
-    return arrays, _given(sizes, *WRITE_OPTIONS)
+    return arrays, given(sizes, *WRITE_OPTIONS)
 
 
 def attention_case(
@@ -120,7 +120,7 @@ def attention_case(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw queries, keys and values."""
     k, v = stimuli(rng, family, sizes)
-    return {"q": fill(rng, k.shape, family), "k": k, "v": v}, _given(
+    return {"q": fill(rng, k.shape, family), "k": k, "v": v}, given(
         sizes, "rule", "causal", "rate", "decay", "normalize_keys"
     )
 
@@ -138,11 +138,7 @@ def recall_case(
     """Draw stored pairs and cues of norm one."""
     shapes = [(sizes["B"], sizes[rows], sizes[width]) for rows, width in (("n", "dk"), ("n", "dv"), ("m", "dk"))]
     keys, values, queries = (fill(rng, shape, family) for shape in shapes)
-    return {"keys": unit(keys), "values": values, "queries": unit(queries)}, _given(sizes, "beta", "degree")
-
-
-def _given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: sizes[name] for name in names if name in sizes}
+    return {"keys": unit(keys), "values": values, "queries": unit(queries)}, given(sizes, "beta", "degree")
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from refattn.conformance.cases import smoke
 from refattn.conformance.contract import Case, Contract, Convention, Entry, Outputs
 from refattn.contracts.rat import cases
 from refattn.contracts.rat.bugs import ATTENTION_BUGS, CAUSAL_BUGS, LAYER_BUGS, RNN_BUGS, SCAN_BUGS
@@ -21,10 +22,6 @@ from refattn.primitives.scan import gated_scan
 __all__ = ["CONTRACT"]
 
 _STATE = ("k_mem", "v_mem", "k_last", "v_last")
-
-
-def _smoke(*scenarios: str) -> tuple[tuple[str, str], ...]:
-    return tuple((scenario, family) for scenario in scenarios for family in ("normal", "peaky"))
 
 
 def _halves(dtype: str) -> tuple[Case, Outputs]:
@@ -91,7 +88,7 @@ _LAYER = Entry(
     ),
     FAMILIES,
     cases.LAYER.cases(cases.layer_sizes()),
-    smoke=_smoke("four_chunks", "one_chunk"),
+    smoke=smoke("four_chunks", "one_chunk", families=("normal", "peaky")),
     laws=LAYER_LAWS,
     bugs=LAYER_BUGS,
     differentiable=("x",),
@@ -120,7 +117,7 @@ _SCAN = Entry(
     ),
     FAMILIES,
     cases.SCAN.cases(cases.scan_sizes),
-    smoke=_smoke("chunks", "started_in_chunks", "saturated_gates"),
+    smoke=smoke("chunks", "started_in_chunks", "saturated_gates", families=("normal", "peaky")),
     laws=SCAN_LAWS,
     bugs=SCAN_BUGS,
     exact={"halves": _halves},
@@ -149,7 +146,7 @@ _ATTENTION = Entry(
     ),
     FAMILIES,
     cases.ATTENTION.cases(cases.attention_sizes()),
-    smoke=_smoke("five_chunks", "offset"),
+    smoke=smoke("five_chunks", "offset", families=("normal", "peaky")),
     outputs=("out", "weights"),
     laws=ATTENTION_LAWS,
     bugs=ATTENTION_BUGS,
@@ -178,7 +175,7 @@ _PREFILL = Entry(
     ),
     FAMILIES,
     cases.PREFILL.cases(cases.prefill_sizes()),
-    smoke=_smoke("partial_chunk", "padded_prompt"),
+    smoke=smoke("partial_chunk", "padded_prompt", families=("normal", "peaky")),
     outputs=("out", *_STATE),
     laws=PREFILL_LAWS,
     bugs=PREFILL_BUGS,
@@ -214,7 +211,7 @@ _STEP = Entry(
     ),
     FAMILIES,
     cases.STEP.cases(cases.step_sizes()),
-    smoke=_smoke("inside_a_chunk", "first_of_a_chunk", "first_chunk"),
+    smoke=smoke("inside_a_chunk", "first_of_a_chunk", "first_chunk", families=("normal", "peaky")),
     outputs=("out", *_STATE),
     laws=STEP_LAWS,
     bugs=STEP_BUGS,
@@ -237,7 +234,7 @@ _RNN = Entry(
     ),
     FAMILIES,
     cases.RNN.cases(cases.rnn_sizes),
-    smoke=_smoke("plain", "started"),
+    smoke=smoke("plain", "started", families=("normal", "peaky")),
     outputs=("out", "state"),
     laws=RNN_LAWS,
     bugs=RNN_BUGS,
@@ -266,7 +263,7 @@ _CAUSAL = Entry(
     ),
     FAMILIES,
     cases.CAUSAL.cases(cases.causal_sizes),
-    smoke=_smoke("full", "window"),
+    smoke=smoke("full", "window", families=("normal", "peaky")),
     laws=CAUSAL_LAWS,
     bugs=CAUSAL_BUGS,
     differentiable=("x",),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn.conformance.cases import Recipe, fill
+from refattn.conformance.cases import Recipe, fill, given
 from refattn.layers.rat import RATWeights
 from refattn.layers.rat_baselines import AttentionWeights, RNNWeights
 from refattn.layers.rat_decode import RATCache
@@ -52,11 +52,7 @@ def rat_weights(rng: np.random.Generator, family: str, sizes: Mapping[str, Any])
 def _settings(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the options that a case of these sizes is called with."""
     always = {"num_heads": sizes["H"], "num_groups": sizes["G"], "chunk_size": sizes["L"]}
-    return always | _given(sizes, "rope_base", "norm_eps", *names)
-
-
-def _given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: sizes[name] for name in names if name in sizes}
+    return always | given(sizes, "rope_base", "norm_eps", *names)
 
 
 def layer_case(
@@ -97,7 +93,7 @@ def attention_case(
         "k_state": size * fill(rng, shape, "normal" if family == "peaky" else family),
         "v_state": fill(rng, shape, family),
     }
-    return arrays, {"chunk_size": sizes["L"]} | _given(sizes, "rope_base", "position_offset", "return_weights")
+    return arrays, {"chunk_size": sizes["L"]} | given(sizes, "rope_base", "position_offset", "return_weights")
 
 
 def scan_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +118,7 @@ def rnn_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) ->
     }
     if sizes.get("started", False):
         arrays["initial_state"] = rng.standard_normal((sizes["B"], width))
-    return arrays, _given(sizes, "norm_eps", "return_state")
+    return arrays, given(sizes, "norm_eps", "return_state")
 
 
 def causal_case(
@@ -136,7 +132,7 @@ def causal_case(
         "x": fill(rng, (sizes["B"], sizes["T"], width), family),
         "weights": AttentionWeights(full.w_in[:, columns], full.w_out, full.norm),
     }
-    return arrays, {"num_heads": sizes["H"]} | _given(sizes, "window", "rope_base", "norm_eps")
+    return arrays, {"num_heads": sizes["H"]} | given(sizes, "window", "rope_base", "norm_eps")
 
 
 @st.composite
