@@ -75,7 +75,11 @@ def gated_self_attention(q: Any, k: Any, v: Any, weights: Any, *, mask: Any = No
 
 
 def sinkhorn_plan(a: Any, b: Any, cost: Any, reg: float, *, tol: float | None = 1e-9, max_iter: int = 10_000) -> Any:
-    """Balance the kernel exp(−C/ε); with ``tol``, look at the rows every few steps. Float32 reaches about 1e-7."""
+    """Balance the kernel exp(−C/ε); with ``tol``, look at the rows every few steps. Float32 reaches about 1e-7.
+
+    Scalings are numbers here, not logarithms as in the reference: an ε so small that they leave the dtype's range
+    cannot be balanced.
+    """
     return _balanced(-cost / reg, a, b, tol=tol, steps=max_iter)
 
 
