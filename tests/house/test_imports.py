@@ -16,7 +16,7 @@ ROOMS = ("layers", "interventions", "interpretability", "efficiency", "benchmark
 MAY_IMPORT = {
     "primitives": ({"primitives"}, {"numpy", "scipy"}),
     **{room: ({"primitives", "transformer", room}, {"numpy", "scipy"}) for room in ROOMS},
-    "backends": ({"backends"}, {"numpy", "array_api_compat", "array_api_extra", "jax", "torch"}),
+    "backends": ({"backends"}, {"numpy", "scipy", "array_api_compat", "array_api_extra", "jax", "torch"}),
     "conformance": (
         {"conformance", "backends", "cli"},
         {"numpy", "hypothesis", "ml_dtypes", "pytest"},

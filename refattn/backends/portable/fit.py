@@ -7,20 +7,12 @@ the output bias; rows are divided by their sums after averaging. Latents that re
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-from array_api_compat import (
-    array_namespace,
-    device,
-    is_cupy_namespace,
-    is_jax_namespace,
-    is_numpy_namespace,
-    is_torch_namespace,
-)
+from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import gelu
 from refattn.layers.fit_blocks import KeysValues
 from refattn.layers.fit_decode import FITCache, StageCache
 
@@ -271,7 +263,7 @@ def _merged(heads: Any) -> Any:
 def _mlp(x: Any, w: Any) -> Any:
     hidden = _standard(x) @ (w.norm.gamma[:, None] * w.w_1)
     hidden += w.norm.beta @ w.w_1 + w.b_1
-    return x + _gelu(hidden) @ w.w_2 + w.b_2
+    return x + gelu(hidden) @ w.w_2 + w.b_2
 
 
 def _stem(x: Any, w: Any) -> Any:
@@ -322,42 +314,3 @@ def _spread(latents: Any, batch: int) -> Any:
 def _mask(like: Any, mask: np.ndarray) -> Any:
     xp = array_namespace(like)
     return xp.asarray(mask, device=device(like))
-
-
-def _gelu(x: Any) -> Any:
-    if is_numpy_namespace(array_namespace(x)):
-        chance = import_module("scipy.special").ndtr(x)
-        chance *= x
-        return chance
-    return x * (0.5 * _erfc(x * -(0.5**0.5)))
-
-
-def _erfc(x: Any) -> Any:
-    """Return the complementary error function: the library's own, or a series; the standard has none."""
-    xp = array_namespace(x)
-    if is_torch_namespace(xp):
-        return x.erfc()
-    if is_jax_namespace(xp) or is_cupy_namespace(xp):
-        name = "jax.scipy.special" if is_jax_namespace(xp) else "cupyx.scipy.special"
-        return import_module(name).erfc(x)
-    size = xp.abs(x)
-    y = 4.0 / (2.0 + size) - 1.0  # from (0, ∞) to (−1, 1)
-    double, now, after = 2.0 * y, xp.zeros_like(x), xp.zeros_like(x)
-    first, *others = _erfc_series(float(xp.finfo(x.dtype).eps))
-    for c in reversed(others):  # Clenshaw
-        now, after = double * now - after + c, now
-    tail = (0.5 * y + 0.5) * xp.exp(y * now - after + first - size * size)
-    return xp.where(x < 0, 2.0 - tail, tail)
-
-
-@cache
-def _erfc_series(eps: float) -> tuple[float, ...]:
-    """Return the Chebyshev series of log(e^(z²) erfc(z) (2 + z)/2) in y = 4/(2 + z) − 1, as far as eps tells."""
-
-    def function(y: Any) -> Any:
-        z = 4.0 / (1.0 + y) - 2.0
-        return np.log(import_module("scipy.special").erfcx(z) * (2.0 + z) / 2.0)
-
-    series = np.polynomial.chebyshev.chebinterpolate(function, 32)
-    terms = 1 + int(np.flatnonzero(np.abs(series) > 0.1 * eps)[-1])
-    return tuple(map(float, series[:terms]))

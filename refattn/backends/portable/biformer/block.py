@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from importlib import import_module
 from typing import Any
 
-import numpy as np
-from array_api_compat import (
-    array_namespace,
-    is_cupy_namespace,
-    is_jax_namespace,
-    is_numpy_namespace,
-    is_torch_namespace,
-)
+from array_api_compat import array_namespace
 
+from refattn.backends.pointwise import gelu, layer_norm
 from refattn.backends.portable.biformer.layer import affine, bi_level_routing_attention
 from refattn.backends.portable.biformer.local import depthwise_conv2d
 from refattn.backends.portable.biformer.regional import attend
@@ -22,13 +14,6 @@ from refattn.layers.biformer import BRAWeights
 from refattn.layers.biformer_block import DENSE_HEADS, BlockWeights
 
 __all__ = ["biformer_block"]
-
-_LIBRARIES_WITH_ERF = (
-    (is_numpy_namespace, "scipy.special"),
-    (is_torch_namespace, "torch.special"),
-    (is_jax_namespace, "jax.scipy.special"),
-    (is_cupy_namespace, "cupyx.scipy.special"),
-)
 
 
 def biformer_block(
@@ -39,18 +24,18 @@ def biformer_block(
     attn = BRAWeights(*w.attn)
     if w.pos_w is not None:
         x = x + depthwise_conv2d(x, w.pos_w, w.pos_b)
-    y = _layer_norm(x, w.norm1_w, w.norm1_b, eps) if pre_norm else x
+    y = layer_norm(x, w.norm1_w, w.norm1_b, eps) if pre_norm else x
     if topk > 0:
         y = bi_level_routing_attention(y, attn, topk=topk, **options)
     else:
         y = _conv_mixer(y, attn) if topk == 0 else _dense_attention(y, attn, enhance=topk == -2)
     x = x + (y if w.gamma_1 is None else w.gamma_1 * y)
-    x = x if pre_norm else _layer_norm(x, w.norm1_w, w.norm1_b, eps)
-    y = affine(_layer_norm(x, w.norm2_w, w.norm2_b, eps) if pre_norm else x, w.w_1, w.b_1)
+    x = x if pre_norm else layer_norm(x, w.norm1_w, w.norm1_b, eps)
+    y = affine(layer_norm(x, w.norm2_w, w.norm2_b, eps) if pre_norm else x, w.w_1, w.b_1)
     y = y if w.mlp_w is None else depthwise_conv2d(y, w.mlp_w, w.mlp_b)
-    y = affine(_gelu(y), w.w_2, w.b_2)
+    y = affine(gelu(y), w.w_2, w.b_2)
     x = x + (y if w.gamma_2 is None else w.gamma_2 * y)
-    return x if pre_norm else _layer_norm(x, w.norm2_w, w.norm2_b, eps)
+    return x if pre_norm else layer_norm(x, w.norm2_w, w.norm2_b, eps)
 
 
 def _dense_attention(x: Any, w: BRAWeights, *, enhance: bool) -> Any:
@@ -69,26 +54,3 @@ def _dense_attention(x: Any, w: BRAWeights, *, enhance: bool) -> Any:
 
 def _conv_mixer(x: Any, w: BRAWeights) -> Any:
     return affine(depthwise_conv2d(affine(x, w.w_qkv, w.b_qkv), w.lepe_w, w.lepe_b), w.w_o, w.b_o)
-
-
-def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
-    xp = array_namespace(x)
-    centred = x - xp.mean(x, axis=-1, keepdims=True)
-    return centred / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps) * weight + bias
-
-
-def _gelu(x: Any) -> Any:
-    return 0.5 * x * (1.0 + _erf(x * 0.5**0.5))
-
-
-def _erf(x: Any) -> Any:
-    """Return the error function: the library's own, or a quadrature in the array-API standard."""
-    xp = array_namespace(x)
-    for is_namespace, module in _LIBRARIES_WITH_ERF:
-        if is_namespace(xp):
-            return import_module(module).erf(x)
-    # erf x = 2 x / √π ∫₀¹ exp(−x² t²) dt; beyond 6 it is 1 in float64
-    nodes, weights = np.polynomial.legendre.leggauss(48)
-    x = xp.clip(x, -6.0, 6.0)
-    terms = [float(w) * xp.exp(-x * x * float((t + 1) / 2) ** 2) for t, w in zip(nodes, weights, strict=True)]
-    return x * sum(terms[1:], terms[0]) / math.sqrt(math.pi)
