@@ -137,7 +137,7 @@ def _signature(v: Any, weights: Any, grid: int) -> Any:
     step = max(1, CACHED // (P * D))
     parts = [v[:0, ...]]
     for begin in range(0, count, step):
-        image = xp.reshape(v[begin : begin + step, ...], (-1, grid, grid, D))
+        image = xp.reshape(v[begin : min(begin + step, count), ...], (-1, grid, grid, D))
         parts.append(xp.reshape(_nine_taps(_framed(image), kernel, grid), (-1, P, D)))
     out = xp.concat(parts, axis=0)
     return out if weights.ifs_b is None else out + weights.ifs_b

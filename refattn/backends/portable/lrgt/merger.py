@@ -77,6 +77,6 @@ def _distances(x: Any) -> Any:
     rows = max(1, BLOCK // max(B * N * D, 1))
     parts = []
     for begin in range(0, N, rows):
-        difference = x[:, begin : begin + rows, None, :] - x[:, None, :, :]
+        difference = x[:, begin : min(begin + rows, N), None, :] - x[:, None, :, :]
         parts.append(xp.sqrt(xp.mean(difference * difference, axis=-1)))
     return xp.concat(parts, axis=1)
