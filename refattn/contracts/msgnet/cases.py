@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refattn.conformance.cases import Recipe, fill
+from refattn.conformance.cases import Recipe, fill, given
 from refattn.layers.msgnet import msgnet_forecast
 from refattn.layers.msgnet_init import attention_init, block_init, graph_init, msgnet_init
 
@@ -41,12 +41,8 @@ Drawn = tuple[dict[str, Any], dict[str, Any]]
 CALENDAR = (13, 32, 7, 24)
 
 
-def _given(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: sizes[name] for name in names if name in sizes}
-
-
 def _options(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"n_heads": sizes["H"]} | _given(sizes, "depth", "alpha", "causal", "placement", "residual")
+    return {"n_heads": sizes["H"]} | given(sizes, "depth", "alpha", "causal", "placement", "residual")
 
 
 def lively(rng: np.random.Generator, weights: Any) -> Any:
@@ -87,7 +83,7 @@ def forecast_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any
     marks = sizes.get("marks")
     shape = {"length": T, "n_series": N, "width": sizes["D"], "scales": k, "hidden": 5, "channels": 2, "skip": 3}
     shape |= {"nodes": 4, "layers": sizes["layers"], "horizon": sizes["P"], "marks": marks}
-    weights = lively(rng, msgnet_init(rng, **shape, **_given(sizes, "depth", "dense", "pointwise", "individual")))
+    weights = lively(rng, msgnet_init(rng, **shape, **given(sizes, "depth", "dense", "pointwise", "individual")))
     arrays, options = {"weights": weights}, _options(sizes)
     if isinstance(marks, str):
         arrays["marks"] = np.stack([rng.integers(size, size=(B, T)) for size in CALENDAR], axis=-1)
@@ -111,7 +107,7 @@ def block_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) 
     """Draw features and weights of a block."""
     B, T, N, D, k = (sizes[name] for name in ("B", "T", "N", "D", "k"))
     shape = {"length": T, "n_series": N, "width": D, "scales": k, "hidden": 5, "channels": 2, "skip": 3, "nodes": 4}
-    weights = lively(rng, block_init(rng, **shape, **_given(sizes, "depth", "dense", "pointwise")))
+    weights = lively(rng, block_init(rng, **shape, **given(sizes, "depth", "dense", "pointwise")))
     x = clear(lambda: fill(rng, (B, T, D), family), lambda x: [spectrum_of(x)], k)
     return {"x": x, "weights": weights}, _options(sizes)
 
@@ -126,23 +122,23 @@ def attention_case(rng: np.random.Generator, family: str, sizes: Mapping[str, An
     """Draw segments and weights."""
     weights = lively(rng, attention_init(rng, width=sizes["D"], hidden=sizes.get("E", 5)))
     z = fill(rng, (sizes["R"], sizes["s"], sizes["D"]), family)
-    return {"z": z, "weights": weights}, {"n_heads": sizes["H"]} | _given(sizes, "causal")
+    return {"z": z, "weights": weights}, {"n_heads": sizes["H"]} | given(sizes, "causal")
 
 
 def graph_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
     """Draw features and weights of a graph layer."""
     T, N, D = (sizes[name] for name in ("T", "N", "D"))
     shape = {"length": T, "n_series": N, "width": D, "channels": 2, "skip": 3, "nodes": 3}
-    weights = lively(rng, graph_init(rng, **shape, **_given(sizes, "depth", "dense", "pointwise")))
+    weights = lively(rng, graph_init(rng, **shape, **given(sizes, "depth", "dense", "pointwise")))
     x = fill(rng, (sizes["B"], T, D), family)
-    return {"x": x, "weights": weights}, _given(sizes, "depth", "alpha")
+    return {"x": x, "weights": weights}, given(sizes, "depth", "alpha")
 
 
 def mixhop_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
     """Draw a start, and an adjacency whose rows do not sum to 1."""
     h0 = fill(rng, (sizes["B"], sizes["C"], sizes["N"], sizes["T"]), family)
     arrays = {"h0": h0, "adjacency": rng.random((sizes["N"], sizes["N"]))}
-    return arrays, _given(sizes, "depth", "alpha")
+    return arrays, given(sizes, "depth", "alpha")
 
 
 def adjacency_case(rng: np.random.Generator, family: str, sizes: Mapping[str, Any]) -> Drawn:
