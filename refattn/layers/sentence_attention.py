@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refattn.primitives import norms
 from refattn.primitives.activations import sigmoid
 from refattn.primitives.arguments import as_float, require, require_finite, require_one_of, require_shape
+from refattn.primitives.norms import layer_norm as _layer_norm
 from refattn.primitives.softmax import softmax
 
 __all__ = [
@@ -120,7 +120,7 @@ def sentence_gate(
     # eq: sab-1
     a = text @ w1 + b1  # (B, E)
     # eq: sab-2
-    h = norms.layer_norm(a, ln_scale, ln_shift, eps=eps) if layer_norm else a  # (B, E)
+    h = _layer_norm(a, ln_scale, ln_shift, eps=eps) if layer_norm else a  # (B, E)
     # eq: sab-3
     z = np.maximum(h, 0)  # (B, E)
     # eq: sab-4
