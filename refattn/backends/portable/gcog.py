@@ -8,21 +8,12 @@ tables of answers; so it can be traced, where the reference stops at the last no
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-from array_api_compat import (
-    array_namespace,
-    device,
-    is_cupy_namespace,
-    is_jax_namespace,
-    is_numpy_namespace,
-    is_torch_namespace,
-)
-from scipy import special
+from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import gelu
 from refattn.benchmarks.gcog_blocks import Classified
 
 __all__ = [
@@ -63,7 +54,7 @@ def deep_single_stream(rule: Any, stimulus: Any, weights: Any, *, n_heads: int =
     x = _joined(rule, stimulus, weights.embed)
     count = len(weights.blocks)
     for i, layer in enumerate(weights.blocks):
-        x = _block(x, layer, n_heads, positional, last_only=i == count - 1, act=_gelu)
+        x = _block(x, layer, n_heads, positional, last_only=i == count - 1, act=gelu)
     log_probs = _log_softmax(_linear(x[..., -1, :], weights.readout))
     return Classified(log_probs, log_probs + 0.0)
 
@@ -317,40 +308,3 @@ def _recurrent_inputs(rule: Any, stimulus: Any, w: Any) -> Any:
     own = rule.shape[-1]
     flat = xp.reshape(stimulus, (*stimulus.shape[:-2], 1, stimulus.shape[-2] * stimulus.shape[-1]))
     return rule @ w.weight[:own, :] + (flat @ w.weight[own:, :] + w.bias)
-
-
-def _gelu(x: Any) -> Any:
-    if is_numpy_namespace(array_namespace(x)):
-        return special.ndtr(x) * x
-    return x * (0.5 * _erfc(x * -(0.5**0.5)))
-
-
-def _erfc(x: Any) -> Any:
-    """Return the complementary error function: the library's own, or a series; the standard has none."""
-    xp = array_namespace(x)
-    if is_torch_namespace(xp):
-        return x.erfc()
-    if is_jax_namespace(xp) or is_cupy_namespace(xp):
-        name = "jax.scipy.special" if is_jax_namespace(xp) else "cupyx.scipy.special"
-        return import_module(name).erfc(x)
-    size = xp.abs(x)
-    y = 4.0 / (2.0 + size) - 1.0  # from (0, ∞) to (−1, 1)
-    double, now, after = 2.0 * y, xp.zeros_like(x), xp.zeros_like(x)
-    first, *others = _erfc_series(float(xp.finfo(x.dtype).eps))
-    for c in reversed(others):  # Clenshaw
-        now, after = double * now - after + c, now
-    tail = (0.5 * y + 0.5) * xp.exp(y * now - after + first - size * size)
-    return xp.where(x < 0, 2.0 - tail, tail)
-
-
-@cache
-def _erfc_series(eps: float) -> tuple[float, ...]:
-    """Return the Chebyshev series of log(e^(z²) erfc(z) (2 + z)/2) in y = 4/(2 + z) − 1, as far as eps tells."""
-
-    def function(y: Any) -> Any:
-        z = 4.0 / (1.0 + y) - 2.0
-        return np.log(special.erfcx(z) * (2.0 + z) / 2.0)
-
-    series = np.polynomial.chebyshev.chebinterpolate(function, 32)
-    terms = 1 + int(np.flatnonzero(np.abs(series) > 0.1 * eps)[-1])
-    return tuple(map(float, series[:terms]))

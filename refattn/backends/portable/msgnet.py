@@ -12,10 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_namespace
-from scipy import special
+from array_api_compat import array_namespace, device
 
-from refattn.backends.portable.lrgt.pointwise import gelu, layer_norm
+from refattn.backends.pointwise import gelu, layer_norm
 from refattn.layers.msgnet_scales import ScaleSelection
 
 __all__ = [
@@ -77,7 +76,7 @@ def graph_block(x: Any, weights: Any, *, depth: int = 2, alpha: float = 0.3) -> 
     total = terms[-1]
     for term in terms[-2::-1]:
         total = step @ total + term
-    g = _gelu(total + w.mix_b)
+    g = gelu(total + w.mix_b)
     if w.end_w.ndim == 1:
         o = xp.reshape(g @ w.end_w[:, None], (B, T, N)) + w.end_b
     else:
@@ -117,7 +116,7 @@ def scale_graph_block(
             pad = zeros if placement == "window" else graph_block(zeros, layer, depth=depth, alpha=alpha)
         count = _visible(x, selection.periods[i], causal=causal)
         r = _attention_block(mixed, w.attention, n_heads, count, pad)
-        found.append(_gelu(layer_norm(r, w.norm_w, w.norm_b, EPS)))
+        found.append(gelu(layer_norm(r, w.norm_w, w.norm_b, EPS)))
     a = _softmax(selection.amplitudes)[:, None, :]  # (B, 1, k)
     average = xp.sum(xp.stack(found, axis=3) * a[:, :, None, :], axis=3)
     return average + (mixed if residual == "graph" else x)
@@ -233,7 +232,7 @@ def _attention_block(x: Any, w: Any, n_heads: int, count: Any, pad: Any = None) 
     a = _softmax(q @ xp.matrix_transpose(k), count)
     found = xp.reshape(xp.permute_dims(a @ v, (0, 2, 1, 3)), (B, T, D))
     y = layer_norm(x + found @ xp.matrix_transpose(w.w_o) + w.b_o, w.norm1_w, w.norm1_b, EPS)
-    hidden = _gelu(y @ xp.matrix_transpose(w.w_1) + w.b_1)
+    hidden = gelu(y @ xp.matrix_transpose(w.w_1) + w.b_1)
     return layer_norm(y + hidden @ xp.matrix_transpose(w.w_2) + w.b_2, w.norm2_w, w.norm2_b, EPS)
 
 
@@ -247,14 +246,6 @@ def _softmax(s: Any, count: Any = None) -> Any:
     s = xp.where(count > 0, s, lowest)
     e = xp.exp(s - xp.max(s, axis=-1, keepdims=True)) * count
     return e / xp.sum(e, axis=-1, keepdims=True)
-
-
-def _gelu(x: Any) -> Any:
-    if not is_numpy_namespace(array_namespace(x)):
-        return gelu(x)
-    chance = special.ndtr(x)
-    chance *= x
-    return chance
 
 
 def _constant(table: np.ndarray, like: Any) -> Any:
