@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-
 FOUR = ("attention", "rat", "biformer", "tc_llava")
 CHECK = ("-m", "refattn", "check", "--jobs", "2", *(word for slug in FOUR for word in ("--only", slug)))
 
