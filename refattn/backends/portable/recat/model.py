@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from refattn.backends.pointwise import gelu, layer_norm
 from refattn.backends.portable.recat.chart import index_table, tables
-from refattn.backends.portable.recat.passes import cio_levels
-from refattn.backends.portable.recat.pointwise import gelu, layer_norm
+from refattn.backends.portable.recat.passes import EPS, cio_levels
 from refattn.layers.recat import ReCATOutput
 
 if TYPE_CHECKING:
@@ -118,14 +118,14 @@ def encode_nodes(x: Any, layers: Sequence[Any], *, n_heads: int, mask: Any = Non
     heads = (*x.shape[:-1], n_heads, D // n_heads)
     for block in layers:
         w = block.attention
-        projected = layer_norm(x, block.norm1_w, block.norm1_b) @ w.w_in + w.b_in
+        projected = layer_norm(x, block.norm1_w, block.norm1_b, EPS) @ w.w_in + w.b_in
         q, k, v = (_heads_first(xp.reshape(projected[..., p * D : (p + 1) * D], heads)) for p in range(3))
         s = q @ xp.matrix_transpose(k) / (D // n_heads) ** 0.5  # (..., H, M, M)
         if mask is not None:
             s = xp.where(mask[..., None, None, :], s, xp.asarray(-xp.inf, dtype=x.dtype))
         mean = xp.reshape(_heads_first(_softmax(s) @ v), x.shape)
         x = x + (mean @ w.w_out + w.b_out)
-        hidden = layer_norm(x, block.norm2_w, block.norm2_b) @ block.w1 + block.b1
+        hidden = layer_norm(x, block.norm2_w, block.norm2_b, EPS) @ block.w1 + block.b1
         x = x + (gelu(hidden) @ block.w2 + block.b2)
     return x
 

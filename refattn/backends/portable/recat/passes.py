@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from array_api_compat import array_namespace
 
+from refattn.backends.pointwise import gelu, layer_norm
 from refattn.backends.portable.recat.chart import index_table, tables
-from refattn.backends.portable.recat.pointwise import gelu, layer_norm, take, weigh
+from refattn.backends.portable.recat.gathers import take, weigh
 from refattn.layers.recat_passes import CIOCells, InsideCells
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from refattn.backends.portable.recat.chart import Edges, Level, Tables
 
 __all__ = ["cio_cells", "cio_levels", "compose", "inside_cells", "spread"]
+
+EPS = 1e-5  # of every layer norm
 
 
 class Side(NamedTuple):
@@ -229,9 +232,9 @@ def _post_norm(x: Any, query: Any, sides: Sequence[Side], block: Any, n_heads: i
         v = xp.reshape(side.v, (*side.v.shape[:-1], n_heads, d))
         mean = mean + (part / total)[..., None] * v
     y = x + (xp.reshape(mean, (*mean.shape[:-2], D)) @ block.attention.w_out + block.attention.b_out)
-    y = layer_norm(y, block.norm1_w, block.norm1_b)
+    y = layer_norm(y, block.norm1_w, block.norm1_b, EPS)
     y = y + (gelu(y @ block.w1 + block.b1) @ block.w2 + block.b2)
-    return layer_norm(y, block.norm2_w, block.norm2_b)
+    return layer_norm(y, block.norm2_w, block.norm2_b, EPS)
 
 
 def _per_head(products: Any, n_heads: int) -> Any:
