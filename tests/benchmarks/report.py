@@ -20,7 +20,7 @@ PREFACE = """\
 
 Ratios, each measured within one run of one process on one machine, and printed by
 `python tests/benchmarks/report.py` with {versions} on {cores} cores. Seconds depend on the machine; ratios and
-exponents less so. No test depends on either. Where a goal is not reached, the line says so.
+exponents less so. No test depends on either. Where there is a goal, or a theory, it stands beside the number.
 """
 
 
