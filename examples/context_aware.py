@@ -221,7 +221,7 @@ def draw_reliability(axes: Axes, seeds: int) -> None:
     for alpha, colour, shift in ((0.0, ROSE, -0.011), (0.2, TEAL, 0.011)):
         runs = [fit_probabilities(seed, alpha) for seed in range(seeds)]
         r: Reliability = reliability(np.concatenate([p for p, _ in runs]), np.concatenate([y for _, y in runs]))
-        kept = r.count > 0
+        kept = r.samples > 0
         middle = (r.edges[:-1] + r.edges[1:])[kept] / 2
         axes.bar(middle + shift, r.accuracy[kept], width=0.02, color=colour, label=f"α = {alpha:g}")
     axes.plot([0.5, 1], [0.5, 1], color=NEUTRAL, lw=1, ls="--")

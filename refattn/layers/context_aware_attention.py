@@ -342,6 +342,7 @@ def _checked(x: Any, weights: ContextAttentionWeights, n_heads: int, mask: Any) 
     mask = token_mask(mask, x)
     D = x.shape[-1]
     require(index(n_heads) >= 1 and D % n_heads == 0, f"n_heads={n_heads!r} must divide the width D={D} of x")
+    shapes: dict[str, tuple[int, ...]]
     shapes = {name: (D, D) if name[0] == "w" else (D,) for name in ("wq", "bq", "wk", "bk", "wv", "bv", "wo", "bo")}
     return x, _cast(weights, shapes, x.dtype), mask
 
@@ -355,8 +356,8 @@ def _checked_context(context: Any, weights: ContextAttentionWeights, x: np.ndarr
     require(tokens in (1, N), f"context has {tokens} tokens, expected 1 or {N}")
     fits = len(batch) == len(lead) and all(own in (1, given) for own, given in zip(batch, lead, strict=True))
     require(fits, f"context has shape {context.shape}, whose batch does not broadcast to {tuple(lead)}")
-    shapes = {"uq": (d_c, D), "uk": (d_c, D)} | dict.fromkeys(("vq_h", "vq_c", "vk_h", "vk_c"), (D,))
-    shapes |= {"bq_gate": (), "bk_gate": ()}
+    shapes: dict[str, tuple[int, ...]] = {"uq": (d_c, D), "uk": (d_c, D), "bq_gate": (), "bk_gate": ()}
+    shapes |= dict.fromkeys(("vq_h", "vq_c", "vk_h", "vk_c"), (D,))
     for name in shapes:
         require(getattr(weights, name) is not None, f"weights.{name} is None, but there is a context")
     return context.astype(x.dtype, copy=False), _cast(weights, shapes, x.dtype)

@@ -32,14 +32,14 @@ class Reliability(NamedTuple):
     ----------
     edges : ndarray, shape (M + 1,)
         Borders of the bins.
-    count : ndarray of int, shape (M,)
-        Samples in each.
+    samples : ndarray of int, shape (M,)
+        How many fall into each.
     accuracy, confidence : ndarray, shape (M,)
         Share of hits, and mean confidence; 0 in empty bins.
     """
 
     edges: np.ndarray
-    count: np.ndarray
+    samples: np.ndarray
     accuracy: np.ndarray
     confidence: np.ndarray
 
@@ -127,7 +127,7 @@ def expected_calibration_error(probs: Any, labels: Any, *, bins: int = 10) -> fl
     """
     r = reliability(probs, labels, bins=bins)
     # eq: cta-16
-    return float(np.sum(r.count * np.abs(r.accuracy - r.confidence)) / np.sum(r.count))
+    return float(np.sum(r.samples * np.abs(r.accuracy - r.confidence)) / np.sum(r.samples))
 
 
 def maximum_calibration_error(probs: Any, labels: Any, *, bins: int = 10) -> float:
@@ -240,7 +240,7 @@ def _equal_mass(p: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _mean_gap(r: Reliability) -> float:
-    return float(np.mean(np.abs(r.accuracy - r.confidence)[r.count > 0]))
+    return float(np.mean(np.abs(r.accuracy - r.confidence)[r.samples > 0]))
 
 
 def _top(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -264,4 +264,4 @@ def _labels(labels: Any, N: int, K: int) -> np.ndarray:
     require(K >= 2, f"there are K={K} classes, expected at least 2")
     require_shape("labels", labels, (N,))
     require(np.all((labels >= 0) & (labels < K)), f"labels must lie in 0 … {K - 1}")
-    return labels
+    return np.asarray(labels)

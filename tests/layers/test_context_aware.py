@@ -220,7 +220,7 @@ def test_calibration_errors():
     for measure in measures:
         close(measure(probs[order], labels[order]), measure(probs, labels))
         assert measure(np.eye(4)[labels], labels) == 0
-    assert reliability(probs, labels, bins=7).count.sum() == 200
+    assert reliability(probs, labels, bins=7).samples.sum() == 200
     assert adaptive_calibration_error(probs, labels, of="top") > 0
 
 

@@ -60,7 +60,8 @@ class Descent:
         self.steps = 0
         self.adaptive = optimizer != "sgd"
         if self.adaptive:
-            self._mean, self._square, self._change = np.zeros((3, size), dtype)
+            state: NDArray[np.floating] = np.zeros((3, size), dtype)
+            self._mean, self._square, self._change = state[0], state[1], state[2]
 
     def update(self, parameters: NDArray[np.floating], gradient: NDArray[np.floating]) -> None:
         """Move ``parameters`` one step against ``gradient``, in place."""

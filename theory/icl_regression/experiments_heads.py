@@ -166,12 +166,12 @@ def _draw_heads(table: ResultTable, figure: Figure) -> None:
     for n, n_head in enumerate(heads):
         points = np.array([_free_loss(table, n_head, length) for length in lengths])
         shift = 0.9 * (n - (len(heads) - 1) / 2)  # side by side, not on top of each other
-        style = {"fmt": "o", "ms": 5, "color": COLOURS[n], "label": f"H = {n_head}, trained"}
+        style: dict[str, Any] = {"fmt": "o", "ms": 5, "color": COLOURS[n], "label": f"H = {n_head}, trained"}
         axes.errorbar(np.array(lengths) + shift, points[:, 0], points[:, 1], **style)
         exact = table.where(metric="loss of the pattern", n_head=n_head)
         axes.plot(exact.column("length"), exact.column("value"), color=COLOURS[n], lw=1, alpha=0.8)
     theory = table.where(metric="debiased gradient descent", n_head=heads[0])
-    dashed = {"color": GREY, "ls": "--", "lw": 1.2, "label": "debiased gradient descent"}
+    dashed: dict[str, Any] = {"color": GREY, "ls": "--", "lw": 1.2, "label": "debiased gradient descent"}
     axes.plot(theory.column("length"), theory.column("value"), **dashed)
     plain_axes(axes, xlabel="length of the test prompts; lines: exact loss of the pattern", ylabel="loss")
     axes.legend(frameon=False, labelcolor=GREY)
@@ -209,7 +209,7 @@ def _trap_checks(table: ResultTable, p: TrapParameters) -> Iterator[Check]:
         if p.steps >= SETTLED and len(trapped):
             positive = np.array([r["value"] for r in trapped.where(metric="heads with positive omega")])
             mixed = np.sum((positive > 0) & (positive < n_head))
-            yield below(f"H={n_head}: trapped replicas whose signs differ", mixed, 0)
+            yield below(f"H={n_head}: trapped replicas whose signs differ", float(mixed), 0)
             lost = trapped.where(metric="final loss").column("value").min()
             single = table.value(metric="loss of the best single head", n_head=n_head, stream=0)
             yield above(f"H={n_head}: least loss of a trapped replica, best single head − 0.01", lost, single - 0.01)

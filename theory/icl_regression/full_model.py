@@ -138,7 +138,7 @@ class FullModel:
     def loss(self) -> Array:
         """Return the mean squared error of each replica on the batch (R,)."""
         _, residual = self._forward(*self._merged())
-        return np.mean(residual**2, -1)
+        return np.asarray(np.mean(residual**2, -1))
 
     def loss_and_gradient(self) -> Array:
         """Return the mean squared error of each replica on the batch (R,); leave the gradient in ``gradient``."""
@@ -155,7 +155,7 @@ class FullModel:
         parts -= attn
         d_kq = _rows(parts) @ self._feature_rows.T  # (R·H, D·d)
         self._through_the_factors(d_kq.reshape(kq.shape), d_ov.reshape(ov.shape))
-        return np.mean(residual**2, -1)
+        return np.asarray(np.mean(residual**2, -1))
 
     @property
     def _feature_rows(self) -> Array:

@@ -135,7 +135,8 @@ def train_icl(
     if model == "full":
         require(cov is None and supports is None, "model='full' has neither cov nor supports; use 'semi' or 'diagonal'")
         start = initial_weights(init, n_head, dim, start_rng, replicas=replicas) if isinstance(init, str) else init
-        require(isinstance(start, ICLAttentionWeights), "init must be ICLAttentionWeights for model='full'")
+        if not isinstance(start, ICLAttentionWeights):
+            raise ValueError("init must be ICLAttentionWeights for model='full'")
         trained = FullModel(start, length=length, batch=batch, noise_var=noise_var, dtype=dtype)
     else:
         average = averages(model, dim, noise_var, cov=cov, supports=supports)
@@ -143,7 +144,8 @@ def train_icl(
         if isinstance(init, str):
             require_one_of("init", init, ("random",))
             init = initial_heads(model, n_head, dim, start_rng, replicas=replicas, n_task=n_task)
-        require(isinstance(init, HeadParameters), f"init must be HeadParameters for model={model!r}")
+        if not isinstance(init, HeadParameters):
+            raise ValueError(f"init must be HeadParameters for model={model!r}")
         trained = AveragedModel(
             init, model=model, average=average, dim=dim, length=length, batch=batch, cov=cov, dtype=dtype
         )
@@ -237,7 +239,7 @@ def trapped(mu: np.ndarray) -> np.ndarray:
     """
     mu = mu[..., None] if mu.ndim == 2 else mu  # (R, H, N)
     one_sided = np.abs(mu.sum(1)) > np.abs(mu).sum(1) / 2  # (R, N)
-    return one_sided.any(-1) & (mu.shape[1] > 1)
+    return np.asarray(one_sided.any(-1) & (mu.shape[1] > 1))
 
 
 def fast_generator(seed: Any) -> np.random.Generator:
@@ -266,7 +268,8 @@ def _train(
             if step % log_every == 0 or step == steps:
                 moments.append((step, np.mean(seen, 0), *model.heads))
                 seen = []
-    return TrainResult(*(np.stack(column) for column in zip(*moments, strict=True)), weights=model.weights)
+    at, loss, omega, mu = (np.stack(column) for column in zip(*moments, strict=True))
+    return TrainResult(at, loss, omega, mu, model.weights)
 
 
 def _checked(loss: np.ndarray, step: int) -> np.ndarray:
@@ -278,4 +281,4 @@ def _checked(loss: np.ndarray, step: int) -> np.ndarray:
 
 
 def _norm(array: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(array, axis=-1)
+    return np.asarray(np.linalg.norm(array, axis=-1))

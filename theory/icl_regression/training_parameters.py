@@ -98,8 +98,8 @@ def train_in_phases(
     """
     result = None
     for steps, lr in phases:
-        start = {} if result is None else {"init": result.weights}
-        common = {"batch": p.batch, "replicas": p.replicas, "dtype": np.float32} | options | start
+        start: dict[str, Any] = {} if result is None else {"init": result.weights}
+        common: dict[str, Any] = {"batch": p.batch, "replicas": p.replicas, "dtype": np.float32} | options | start
         result = train_icl(n_head, *p.problem, steps=steps, lr=lr, log_every=steps, **common)
     assert result is not None
     return result
