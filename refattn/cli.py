@@ -1,4 +1,4 @@
-"""The command line: list, check, replay, audit, golden, show.
+"""The command line: list, check, replay, audit, golden, show, and model for checkpoints.
 
 Exit codes: 0, all holds; 1, something failed; 2, the command was misused.
 """
@@ -10,8 +10,11 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from refattn.cli_model import add_model_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
-    except (_MisuseError, ValueError) as error:
+    except (_MisuseError, ValueError, ModuleNotFoundError) as error:  # the last: text without the tokenizers library
         print(f"refattn: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -65,7 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     golden.add_argument("--only", action="append", default=[], metavar="SLUG", help="a mechanism (repeatable)")
     show = _add(commands, "show", _show, "say what a mechanism, a law or a planted bug is")
     show.add_argument("name", help="SLUG, SLUG/ENTRY, or the name of a law or bug")
+    _add_group(commands, "model", "load a checkpoint and run it", add_model_commands)
     return parser
+
+
+def _add_group(commands: Any, name: str, text: str, fill: Callable[[Any], None]) -> None:
+    group = commands.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    fill(partial(_add, group))
 
 
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -24,3 +24,16 @@ def oracle():
         return found
 
     return paths
+
+
+@pytest.fixture
+def oracle_tree():
+    """Return a function: sheet name and glob to the sorted paths below it; skips where they are absent."""
+
+    def paths(sheet: str, pattern: str) -> list[Path]:
+        found = sorted((ORACLE / sheet).glob(pattern))
+        if not found:
+            pytest.skip(f"no official vectors for {sheet}/{pattern} beside this checkout")
+        return found
+
+    return paths

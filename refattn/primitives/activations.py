@@ -12,7 +12,7 @@ from scipy import special
 
 from refattn.primitives.arguments import as_float
 
-__all__ = ["gelu", "sigmoid", "silu"]
+__all__ = ["gelu", "gelu_tanh", "sigmoid", "silu"]
 
 
 def sigmoid(x: Any) -> np.ndarray:
@@ -60,6 +60,30 @@ def gelu(x: Any) -> np.ndarray:
     x = as_float("x", x)
     with np.errstate(under="ignore"):  # far out on the left the product is smaller than any number
         return _narrow(x * special.ndtr(x), x.dtype)
+
+
+def gelu_tanh(x: Any) -> np.ndarray:
+    """Return GELU by its tanh formula: 0.5 x (1 + tanh(√(2/π)(x + 0.044715 x³))), off by at most 5e-4.
+
+    Parameters
+    ----------
+    x : array_like
+        Any shape.
+
+    Returns
+    -------
+    ndarray
+        Same shape and dtype.
+
+    References
+    ----------
+    1606.08415, section 2; GPT-2 calls it ``gelu_new``.
+    """
+    x = as_float("x", x)
+    root = x.dtype.type(np.sqrt(2.0 / np.pi))  # a scalar of the array's dtype: a float64 one would widen the result
+    with np.errstate(under="ignore", over="ignore"):
+        inner = root * (x + x.dtype.type(0.044715) * x * x * x)
+        return np.asanyarray(x.dtype.type(0.5) * x * (x.dtype.type(1) + np.tanh(inner)))
 
 
 def silu(x: Any) -> np.ndarray:

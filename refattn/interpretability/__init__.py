@@ -1,0 +1,1 @@
+"""Interpretability: read a running transformer."""

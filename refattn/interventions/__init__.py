@@ -1,0 +1,1 @@
+"""Interventions: act on a running transformer."""

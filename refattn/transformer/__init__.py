@@ -1,0 +1,1 @@
+"""A decoder-only transformer in NumPy that loads real checkpoints and shows every activation."""
