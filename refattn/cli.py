@@ -1,4 +1,4 @@
-"""The command line: list, check, replay, audit, golden, show, and model for checkpoints.
+"""The command line: list, check, replay, audit, golden, show; model and analyse for checkpoints.
 
 Exit codes: 0, all holds; 1, something failed; 2, the command was misused.
 """
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refattn.cli_analyse import add_analyse_commands
 from refattn.cli_model import add_model_commands
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     show = _add(commands, "show", _show, "say what a mechanism, a law or a planted bug is")
     show.add_argument("name", help="SLUG, SLUG/ENTRY, or the name of a law or bug")
     _add_group(commands, "model", "load a checkpoint and run it", add_model_commands)
+    _add_group(
+        commands, "analyse", "read a checkpoint: its sinks, retrieval heads, channels, circuits", add_analyse_commands
+    )
     return parser
 
 

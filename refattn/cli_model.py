@@ -1,4 +1,4 @@
-"""The command line of checkpoints: ``refattn model info | generate | attention PATH``."""
+"""The command line of checkpoints: ``refattn model info | generate | attention | plant PATH``."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def add_model_commands(add: Callable[[str, Command, str], argparse.ArgumentParse
     generate.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     generate.add_argument("--stop", type=int, action="append", default=[], metavar="ID", help="end here (repeatable)")
     generate.add_argument("--no-cache", action="store_true", help="run the whole sequence at every step")
+    plant = add("plant", _plant, "write a model built by hand, whose truth is known, as a checkpoint")
+    plant.add_argument("name", choices=tuple(_PLANTS), help="what is planted")
+    plant.add_argument("path", type=Path, help="the folder to write")
     attention = add("attention", _attention, "draw the attention of a prompt")
     add_path(attention)
     add_prompt(attention)
@@ -140,6 +143,49 @@ def _generate(options: argparse.Namespace) -> int:
         values["text"] = tokenizer.decode(result)
     _print(options, values)
     return 0
+
+
+def _plant(options: argparse.Namespace) -> int:
+    from refattn.transformer.checkpoint import save_pretrained
+
+    model, written = _PLANTS[options.name](options.path)
+    save_pretrained(model, options.path)
+    _print(options, {"written": [str(options.path), *written]})
+    return 0
+
+
+def _sinks(_folder: Path) -> tuple[Transformer, list[str]]:
+    from refattn.transformer.planted.sink_model import build_sink_model
+
+    return build_sink_model(), []
+
+
+def _retrieval(_folder: Path) -> tuple[Transformer, list[str]]:
+    from refattn.transformer.planted.retrieval_model import build_retrieval_model
+
+    return build_retrieval_model(), []
+
+
+def _channel(_folder: Path) -> tuple[Transformer, list[str]]:
+    from refattn.transformer.planted.channel_model import build_channel_model
+
+    return build_channel_model(), []
+
+
+def _lists(folder: Path) -> tuple[Transformer, list[str]]:
+    """Return the list model; write prompts of both of its tasks beside it."""
+    from refattn.interpretability.circuit_reuse_list import TASKS, write_list_prompts
+    from refattn.transformer.planted.list_model import build_list_model
+
+    model, layout = build_list_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {task: folder / f"{task}.json" for task in TASKS}
+    for task, path in files.items():
+        write_list_prompts(path, layout, task, 40, np.random.default_rng(0))
+    return model, [str(path) for path in files.values()]
+
+
+_PLANTS = {"sinks": _sinks, "retrieval": _retrieval, "channel": _channel, "lists": _lists}
 
 
 def _attention(options: argparse.Namespace) -> int:
