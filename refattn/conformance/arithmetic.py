@@ -115,8 +115,7 @@ class MonteCarloArithmetic:
         step = len(self.sites) - 1
         if self.moves is None or step >= len(self.moves):
             return values
-        moved = self.moves[step](values, self.sign)
-        return moved if moved.shape == values.shape else values  # a turned decision may change what comes after it
+        return self.moves[step](values, self.sign)
 
     def relative(self, x: Any, u: Any) -> np.ndarray:
         """Multiply every entry by ``1 + u xi`` and keep it in the range of the dtype."""
@@ -190,7 +189,13 @@ def steering(runs: list[list[Site]], magnify: float) -> list[Callable[[np.ndarra
     """
     if len({tuple((site.kind, site.values.shape) for site in run) for run in runs}) != 1:
         return None
-    return [_move([run[k] for run in runs], magnify) for k in range(len(runs[0]))]
+    return [_move_seen([run[k] for run in runs], magnify) for k in range(len(runs[0]))]
+
+
+def _move_seen(sites: list[Site], magnify: float) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return how values move that have the shape seen here: an earlier turn may lead to others, which stay."""
+    move, shape = _move(sites, magnify), sites[0].values.shape
+    return lambda now, sign: move(now, sign) if now.shape == shape else now
 
 
 def _move(sites: list[Site], magnify: float) -> Callable[[np.ndarray, int], np.ndarray]:

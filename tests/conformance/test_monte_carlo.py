@@ -263,6 +263,17 @@ def test_hidden_entries_keep_their_rank(rank):
     assert not np.any(budget.open)
 
 
+def test_a_ranking_that_depends_on_a_turned_decision_is_left_alone():
+    """Where a turned comparison changes how many entries are ranked, the ranking is not moved and the row is open."""
+
+    def kept(x):
+        chosen = x[0][x[0] * 1.1 > 1.1]
+        return np.ones((1, 1)) * np.argsort(chosen * 1.1, axis=-1).shape[0]
+
+    x = np.array([[1.0 + 1e-4, 7.0, 0.1, 0.2, 3.0, 0.3, 0.4, 0.5]])
+    assert np.all(budget_of(kept, {"x": x}, "bfloat16").open)
+
+
 def test_float64_decides_far_closer_calls():
     """What bfloat16 cannot decide is decided in float64."""
     x = np.zeros((1, 8))

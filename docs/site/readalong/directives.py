@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from html import escape
 from inspect import cleandoc
@@ -348,8 +349,10 @@ def _cell(text: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
+    if math.isinf(value):
+        return "∞"
     if value == 0 or 0.01 <= value < 1000:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
