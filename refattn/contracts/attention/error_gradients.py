@@ -48,17 +48,17 @@ class Backward(NamedTuple):
 
     P: np.ndarray
     P_all: np.ndarray
-    dO: np.ndarray  # noqa: N815  the symbols of the sheet
-    dL: np.ndarray  # noqa: N815
+    dO: np.ndarray
+    dL: np.ndarray
     q: np.ndarray
     k: np.ndarray
     G: np.ndarray
     Delta: np.ndarray
     X: np.ndarray
-    dZ: np.ndarray  # noqa: N815
+    dZ: np.ndarray
     phi: np.ndarray
     dphi: np.ndarray
-    dS: np.ndarray  # noqa: N815
+    dS: np.ndarray
 
 
 class Errors(NamedTuple):
