@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from random_models import model, tokens
 from test_cli import refattn
-from transformer.models import model, tokens
 
 from refattn.transformer.checkpoint import save_pretrained
 from refattn.transformer.generation import generate

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from transformer.models import CONFIGS, model
+from random_models import CONFIGS, model
 
 from refattn.transformer.checkpoint import load_pretrained, save_pretrained
 from refattn.transformer.config import parse_config

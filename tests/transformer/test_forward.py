@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from transformer.models import CONFIGS, model, tokens
+from random_models import CONFIGS, model, tokens
 
 from refattn.primitives.softmax import softmax
 from refattn.transformer.block import repeat_kv

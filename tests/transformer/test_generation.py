@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from transformer.models import CONFIGS, model, tokens
+from random_models import CONFIGS, model, tokens
 
 from refattn.transformer.forward import forward
 from refattn.transformer.generation import generate, next_token_probabilities

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from transformer.models import CONFIGS, model, tokens
+from random_models import CONFIGS, model, tokens
 
 from refattn.transformer.ablation import ablate_heads, patch_activations
 from refattn.transformer.forward import forward, log_softmax

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from transformer.models import CONFIGS, model, tokens
+from random_models import CONFIGS, model, tokens
 
 from refattn.transformer.checkpoint import load_pretrained, save_pretrained
 from refattn.transformer.forward import forward
