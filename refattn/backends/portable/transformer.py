@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, device
 
 from refattn.backends.pointwise import gelu, layer_norm
 from refattn.backends.portable.rotary import rope, rope_angles, rope_frequencies
-from refattn.transformer.logits import TransformerOutput
+from refattn.transformer.transformer import TransformerOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,7 +6,7 @@ from refattn.conformance.cases import smoke
 from refattn.conformance.contract import Contract, Entry
 from refattn.contracts.transformer import bugs, cases, laws
 from refattn.transformer.heads import head_scores
-from refattn.transformer.logits import transformer_logits, transformer_steps
+from refattn.transformer.transformer import transformer_logits, transformer_steps
 
 __all__ = ["CONTRACT"]
 

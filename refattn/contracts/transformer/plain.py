@@ -10,7 +10,7 @@ import numpy as np
 from refattn.primitives.activations import gelu, gelu_tanh, silu
 from refattn.primitives.rotary import rope_frequencies
 from refattn.transformer.config import parse_config
-from refattn.transformer.logits import TransformerOutput
+from refattn.transformer.transformer import TransformerOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
