@@ -55,7 +55,7 @@ def test_channels_finds_the_planted_component(planted):
     """One component stands out, with the head and the receiver that it was planted between."""
     rows = analysed("channels", planted("channel"))
 
-    assert len(rows) == 1
+    assert [(row["mode"], row["component"], row["reader"]) for row in rows] == [("Q", "0.1.7", "2.3")]
 
 
 @pytest.mark.parametrize(
