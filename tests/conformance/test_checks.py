@@ -1,5 +1,7 @@
 """The kit on a toy mechanism: right backends pass, and each kind of wrong one is caught for the right reason."""
 
+from dataclasses import replace
+
 import pytest
 from toy import backends
 from toy.contracts.centre import CONTRACT
@@ -17,6 +19,19 @@ SETTINGS = Settings(examples=15, shrink_seconds=1.0)
 def run(name, kind, check_name, dtype="float64", settings=SETTINGS):
     bench = Bench(Backend(getattr(backends, name), name), CONTRACT)
     return perform(CheckId("centre", "centre", kind, check_name, dtype), bench, settings)
+
+
+def test_what_is_not_offered_is_skipped_without_drawing_cases():
+    """No case is made for a function that the backend does not have: every check of it is refused at once."""
+
+    def never(*_arguments):
+        raise AssertionError("a case was made")
+
+    entry = replace(CONTRACT.entries[0], cases=never, scenarios=dict.fromkeys(CONTRACT.entries[0].scenarios, never))
+    bench = Bench(Backend(backends.nothing, "nothing"), replace(CONTRACT, entries=(entry,)))
+    records = [perform(check, bench, SETTINGS) for check in plan([CONTRACT], ["float64"])]
+
+    assert {(r.status, r.reason) for r in records} == {("skipped", f"no function {entry.name}")}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])

@@ -35,11 +35,18 @@ def perform(check: CheckId, bench: Bench, settings: Settings) -> Record:
     begin = time.perf_counter()
     entry = bench.contract.entry(check.entry)
     try:
+        _require_offered(bench, entry)
         record = KINDS[check.kind](check, bench, entry, settings)
     except NotSupportedError as error:
         record = Record(check, "skipped", str(error))
     bench.backend.library.release()
     return record.having(backend=bench.backend.name, seconds=round(time.perf_counter() - begin, 4))
+
+
+def _require_offered(bench: Bench, entry: Entry) -> None:
+    """Refuse at once what the backend has no function for: to draw cases for it would only take time."""
+    if not any(bench.backend.provides(name) for name in (entry.name, entry.gradient_of) if name):
+        raise NotSupportedError(f"no function {entry.name}")
 
 
 def plan(contracts: Iterable[Contract], dtypes: Iterable[str]) -> list[CheckId]:
