@@ -16,6 +16,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import softmax
 from refattn.layers.context_aware_attention import ContextAttentionResult
 
 __all__ = [
@@ -60,7 +61,7 @@ def context_aware_attention(
     def split(t: Any) -> Any:
         return xp.moveaxis(xp.reshape(t, (*t.shape[:-1], n_heads, d)), -2, -3)
 
-    a = _softmax(split(q / d**0.5) @ xp.matrix_transpose(split(k)), None if mask is None else mask[..., None, None, :])
+    a = softmax(split(q / d**0.5) @ xp.matrix_transpose(split(k)), None if mask is None else mask[..., None, None, :])
     out = xp.reshape(xp.moveaxis(a @ split(v), -3, -2), x.shape) @ W.wo + W.bo
     return ContextAttentionResult(out, lambda_q, lambda_k, a) if return_aux else out
 
@@ -71,7 +72,7 @@ def gated_self_attention(q: Any, k: Any, v: Any, weights: Any, *, mask: Any = No
     W = weights
     gates = _sigmoid(((q @ W.w_gq + W.b_gq) * (k @ W.w_gk + W.b_gk)) @ W.w_g + W.b_g)
     s = gates[..., :, :1] * (q @ xp.matrix_transpose(k)) * xp.matrix_transpose(gates[..., :, 1:])
-    return _softmax(s / q.shape[-1] ** 0.5, None if mask is None else mask[..., None, None, :]) @ v
+    return softmax(s / q.shape[-1] ** 0.5, None if mask is None else mask[..., None, None, :]) @ v
 
 
 def sinkhorn_plan(a: Any, b: Any, cost: Any, reg: float, *, tol: float | None = 1e-9, max_iter: int = 10_000) -> Any:
@@ -128,7 +129,7 @@ def fuse_attention(parts: Any, w_hidden: Any, b_hidden: Any, w_score: Any) -> tu
     """Average the parts, each scored by itself."""
     xp = array_namespace(*parts)
     scores = xp.stack([xp.sum(xp.tanh(f @ w_hidden + b_hidden) * w_score, axis=-1) for f in parts], axis=-1)
-    alpha = _softmax(scores, None)
+    alpha = softmax(scores)
     fused = alpha[..., :1] * parts[0]
     for i, part in enumerate(parts[1:], start=1):
         fused = fused + alpha[..., i : i + 1] * part
@@ -150,7 +151,7 @@ def _balanced(logits: Any, a: Any, b: Any, *, tol: float | None, steps: int) -> 
     xp = array_namespace(logits, a, b)
     rows = logits - _log_sum_exp(logits, -1)
     log_a = xp.where(a > 0, xp.log(xp.where(a > 0, a, xp.ones_like(a))), xp.full_like(a, -xp.inf))
-    plan = _softmax(xp.matrix_transpose(rows + log_a[..., None]), None)  # (..., m, n): each row a column of the plan
+    plan = softmax(xp.matrix_transpose(rows + log_a[..., None]))  # (..., m, n): each row a column of the plan
     plan = xp.matrix_transpose(plan) * b[..., None, :]  # (..., n, m)
     v = xp.ones_like(plan[..., :1, :])  # (..., 1, m)
     u = xp.ones_like(plan[..., :, :1])  # (..., n, 1)
@@ -196,11 +197,3 @@ def _log_sum_exp(x: Any, axis: int) -> Any:
     xp = array_namespace(x)
     m = xp.max(x, axis=axis, keepdims=True)
     return m + xp.log(xp.sum(xp.exp(x - m), axis=axis, keepdims=True))
-
-
-def _softmax(s: Any, allowed: Any) -> Any:
-    xp = array_namespace(s)
-    if allowed is not None:
-        s = xp.where(allowed, s, xp.full_like(s, -xp.inf))
-    e = xp.exp(s - xp.max(s, axis=-1, keepdims=True))
-    return e / xp.sum(e, axis=-1, keepdims=True)

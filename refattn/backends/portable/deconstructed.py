@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import silu
 from refattn.layers.deconstructed import AttentionWeights, MLPWeights
 from refattn.layers.deconstructed_indicators import Indicators
 from refattn.layers.deconstructed_recurrent import GateState, TaylorState
@@ -85,7 +86,7 @@ def apply_attention(
 
 def gated_mlp(hidden: Any, weights: MLPWeights) -> Any:
     """Return the gated transformation of each token."""
-    return (_silu(hidden @ weights.gate) * (hidden @ weights.up)) @ weights.down
+    return (silu(hidden @ weights.gate) * (hidden @ weights.up)) @ weights.down
 
 
 def approximate_recurrent(
@@ -237,7 +238,7 @@ def _polynomial_parts(w: Any, eps: float) -> tuple[Any, Any]:
 def _gate_scores(source: Any, weights: Any, n_heads: int) -> Any:
     """Return one score for each head and token, (..., h, L)."""
     xp = array_namespace(source)
-    product = _silu(source @ weights.W_Q) * (source @ weights.W_K)
+    product = silu(source @ weights.W_Q) * (source @ weights.W_K)
     return xp.sum(_heads(product, n_heads), axis=-1) / math.sqrt(source.shape[-1] // n_heads)
 
 
@@ -305,13 +306,6 @@ def _embed(table: Any, tokens: Any) -> Any:
     xp = array_namespace(table)
     flat = xp.reshape(tokens, (math.prod(tokens.shape),))
     return xp.reshape(xp.take(table, flat, axis=0), (*tokens.shape, table.shape[-1]))
-
-
-def _silu(x: Any) -> Any:
-    """Return x / (1 + e^−x), the exponent held just below where it overflows."""
-    xp = array_namespace(x)
-    largest = xp.asarray(709.0 if x.dtype == xp.float64 else 88.0, dtype=x.dtype, device=device(x))
-    return x / (1 + xp.exp(xp.minimum(-x, largest)))
 
 
 def _table(numbers: np.ndarray, like: Any) -> Any:

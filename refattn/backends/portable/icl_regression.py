@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import softmax
 from refattn.layers.icl_regression import ICLAttentionWeights, IclOutput
 
 __all__ = [
@@ -35,7 +36,7 @@ def icl_attention(z_q: Any, z: Any, weights: Any, *, biases: Any = None) -> IclO
     if biases is not None:
         t = t + biases.b_q[:, None, :]
     t = xp.permute_dims(t @ w_k, (1, 0, 2))  # what each head asks of a token, (B, H, D); a key's bias shifts all alike
-    p = _softmax(t @ _t(z) / w_k.shape[-1] ** 0.5)  # (B, H, L)
+    p = softmax(t @ _t(z) / w_k.shape[-1] ** 0.5)  # (B, H, L)
     z_bar = p @ z  # (B, H, D)
     y_hat = _from_heads(z_bar, _t(w_o @ w_v))  # (B, n_out)
     if biases is not None:
@@ -51,7 +52,7 @@ def icl_attention_vjp(z_q: Any, z: Any, weights: Any, dy_hat: Any) -> ICLAttenti
     tokens = z[:, None, :, :]
     q = xp.permute_dims(z_q @ _t(w_q), (1, 0, 2))[:, :, None, :]  # (B, H, 1, D)
     k, v = tokens @ _t(w_k), tokens @ _t(w_v)  # (B, H, L, D)
-    p = _softmax(q @ _t(k) / root)  # (B, H, 1, L)
+    p = softmax(q @ _t(k) / root)  # (B, H, 1, L)
     o = p @ v  # (B, H, 1, D)
     d_o = dy_hat[:, None, None, :] @ w_o  # (B, H, 1, D)
     d_p = d_o @ _t(v)  # (B, H, 1, L)
@@ -72,7 +73,7 @@ def softmax_estimator(x: Any, y: Any, x_q: Any, omega: Any, mu: Any) -> Any:
         asked = xp.permute_dims(x_q @ _t(omega), (1, 0, 2))  # (B, H, d)
     else:
         asked = x_q[:, None, :] * (omega if omega.ndim == 2 else omega[:, None])
-    p = _softmax(asked @ _t(x))  # (B, H, L)
+    p = softmax(asked @ _t(x))  # (B, H, L)
     if mu.ndim == 1:
         combined = xp.sum(mu[:, None] * p, axis=1)  # (B, L)
         return xp.sum(combined * y, axis=-1)
@@ -136,7 +137,7 @@ def double_softmax_attention(x: Any, weights: Any) -> Any:
     N, D = x.shape[1:]
     if N == 0:
         return x @ xp.sum(_t(w_o @ w_v), axis=0)
-    p = _softmax((tokens @ _t(w_q)) @ _t(tokens @ _t(w_k)) / D**0.5)  # (B, H, N, N)
+    p = softmax((tokens @ _t(w_q)) @ _t(tokens @ _t(w_k)) / D**0.5)  # (B, H, N, N)
     seen = xp.asarray(np.tri(N), dtype=x.dtype, device=device(x))
     e = xp.exp(p) * seen  # weights lie in [0, 1]: nothing to guard against
     return xp.sum(((e / xp.sum(e, axis=-1, keepdims=True)) @ tokens) @ _t(w_o @ w_v), axis=1)
@@ -157,12 +158,6 @@ def _scores(x: Any, x_q: Any, step: Any) -> Any:
     """Return x_qᵀ Γ x_i of every example, (B, L)."""
     moved = x_q * step if getattr(step, "ndim", 0) == 0 else x_q @ step
     return (x @ moved[..., None])[..., 0]
-
-
-def _softmax(s: Any) -> Any:
-    xp = array_namespace(s)
-    e = xp.exp(s - xp.max(s, axis=-1, keepdims=True))
-    return e / xp.sum(e, axis=-1, keepdims=True)
 
 
 def _at_least_float32(a: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from refattn.backends.pointwise import softmax
 from refattn.layers.tc_llava_streaming import TCCache
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _attend(q: Any, k: Any, v: Any, reach: np.ndarray, *, keep: bool = False) ->
         seen = int(reach[begin:end].max()) + 1
         allowed = xp.asarray(np.arange(seen) <= reach[begin:end, None], device=device(q))
         s = q[:, :, begin:end, :] @ xp.matrix_transpose(k[:, :, :seen, :]) / q.shape[-1] ** 0.5
-        a = _softmax(s, allowed)
+        a = softmax(s, allowed)
         outs.append(a @ v[:, :, :seen, :])
         if keep:
             unseen = xp.zeros((*a.shape[:3], k.shape[2] - seen), dtype=a.dtype, device=device(q))
@@ -178,10 +179,3 @@ def _attend(q: Any, k: Any, v: Any, reach: np.ndarray, *, keep: bool = False) ->
     if keep and not rows:
         rows = [q @ xp.matrix_transpose(k)]  # no query: no row
     return xp.concat(outs, axis=2), xp.concat(rows, axis=2) if keep else None
-
-
-def _softmax(s: Any, allowed: Any) -> Any:
-    xp = array_namespace(s)
-    s = xp.where(allowed, s, xp.asarray(-xp.inf, dtype=s.dtype, device=device(s)))
-    e = xp.exp(s - xp.max(s, axis=-1, keepdims=True))
-    return e / xp.sum(e, axis=-1, keepdims=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from refattn.backends.pointwise import gelu, layer_norm
+from refattn.backends.pointwise import gelu, gelu_tanh, layer_norm, silu
 from refattn.backends.portable.rotary import rope, rope_angles, rope_frequencies
 from refattn.transformer.transformer import TransformerOutput
 
@@ -157,7 +157,7 @@ def _family(config: Mapping[str, Any], weights: TransformerWeights) -> _Family:
     act = config.get("activation_function", config.get("hidden_act", act))
     return _Family(
         config.get(eps_name, default_eps),
-        {"gelu": gelu, "silu": _silu, "swish": _silu}.get(act, _gelu_tanh),
+        {"gelu": gelu, "silu": silu, "swish": silu}.get(act, gelu_tanh),
         None if kind == "gpt2" else theta,
         int(width * share),
         None if rule == "default" else {"type": rule, **scaling},
@@ -259,15 +259,3 @@ def _project(h: Any, weight: Any, bias: Any) -> Any:
 def _logits(x: Any, weights: TransformerWeights, family: _Family) -> Any:
     logits = _norm(x, weights.lnf_w, weights.lnf_b, family.eps) @ weights.W_U
     return logits if weights.b_U is None else logits + weights.b_U
-
-
-def _silu(x: Any) -> Any:
-    xp = array_namespace(x)
-    return x * (0.5 + 0.5 * xp.tanh(0.5 * x))
-
-
-def _gelu_tanh(x: Any) -> Any:
-    """Return x σ(2u) with u = √(2/π)(x + 0.044715 x³), which is the tanh formula."""
-    xp = array_namespace(x)
-    u = math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x)
-    return x * (0.5 + 0.5 * xp.tanh(u))
