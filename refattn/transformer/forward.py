@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Cache = Sequence[tuple[np.ndarray, np.ndarray]]
 
-__all__ = ["ForwardResult", "forward", "log_softmax"]
+__all__ = ["ForwardResult", "angles_at", "checked_ids", "forward", "log_softmax"]
 
 
 class ForwardResult(NamedTuple):
@@ -96,11 +96,11 @@ def forward(
     """
     config, weights = model
     points = HookPoints(config, hooks, names)
-    ids = _checked_ids(ids, config)
+    ids = checked_ids("ids", ids, config)
     past = _past_length(cache, config)
     positions = _checked_positions(positions, ids.shape, past, config)
     visible = _checked_mask(key_mask, ids.shape, past)
-    angles = _angles(positions, config)
+    angles = angles_at(positions, config)
     for intervention in interventions:
         intervention.begin(config.n_layers)
 
@@ -128,10 +128,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asanyarray(logits - log_sum_exp(logits, keepdims=True))
 
 
-def _checked_ids(ids: Any, config: TransformerConfig) -> np.ndarray:
-    ids = as_integer("ids", ids, ndim=2)
+def checked_ids(name: str, ids: Any, config: TransformerConfig) -> np.ndarray:
+    """Return ids (B, T) if they are integers within the vocabulary."""
+    ids = as_integer(name, ids, ndim=2)
     outside = ids[(ids < 0) | (ids >= config.vocab_size)]
-    require(outside.size == 0, f"token id {outside[:1].sum()} outside vocabulary of {config.vocab_size}")
+    require(outside.size == 0, f"{name}: token id {outside[:1].sum()} outside vocabulary of {config.vocab_size}")
     return np.asarray(ids)
 
 
@@ -174,7 +175,8 @@ def _within(window: int | None, t: int, past: int) -> np.ndarray:
     return window_mask(t, past + t, None if window is None else window - 1, None, offset=past)[None]
 
 
-def _angles(positions: np.ndarray, config: TransformerConfig) -> np.ndarray | None:
+def angles_at(positions: np.ndarray, config: TransformerConfig) -> np.ndarray | None:
+    """Return the angles (B or 1, T, r/2) at positions (B or 1, T); None where positions are learned."""
     if config.rope is None:
         return None
     freqs, _ = rope_frequencies(config.rope.dim, theta=config.rope.theta, scaling=dict(config.rope.scaling) or None)

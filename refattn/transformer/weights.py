@@ -12,6 +12,8 @@ import numpy as np
 from refattn.primitives.arguments import require
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from refattn.transformer.config import TransformerConfig
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "TransformerWeights",
     "block_shapes",
     "check_weights",
+    "initial_transformer",
     "random_transformer",
     "stem_shapes",
 ]
@@ -161,6 +164,43 @@ def random_transformer(
         fan_in = config.d_model if name in ("W_E", "W_pos") else shape[-2]
         return (scale / np.sqrt(fan_in) * noise).astype(dtype)
 
+    return _drawn(config, draw)
+
+
+def initial_transformer(config: TransformerConfig, rng: np.random.Generator, *, dtype: Any = np.float32) -> Transformer:
+    """Draw a model to train, as GPT-2 begins: matrices small, so that every block starts near the identity.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        The shape.
+    rng : numpy.random.Generator
+        Where the numbers come from.
+    dtype : dtype
+        Of the weights.
+
+    Returns
+    -------
+    Transformer
+        Matrices and embeddings normal with deviation 0.02, those that write to the residual stream 0.02/√(2L); biases
+        0, norm weights 1.
+    """
+
+    def draw(name: str, shape: tuple[int, ...] | None) -> Any:
+        if shape is None:
+            return None
+        if name.endswith(("_w", "_norm")):
+            return np.ones(shape, dtype)
+        if name.startswith("b_") or name.endswith("_b"):
+            return np.zeros(shape, dtype)
+        deviation = 0.02 / np.sqrt(2 * config.n_layers) if name in ("W_O", "W_out") else 0.02
+        return (deviation * rng.standard_normal(shape)).astype(dtype)
+
+    return _drawn(config, draw)
+
+
+def _drawn(config: TransformerConfig, draw: Callable[[str, tuple[int, ...] | None], Any]) -> Transformer:
+    """Return a model of weights that ``draw(name, shape)`` makes, stem first, then block after block."""
     stem: dict[str, Any] = {name: draw(name, shape) for name, shape in stem_shapes(config).items()}
     if config.tied:
         stem["W_U"] = stem["W_E"].T
