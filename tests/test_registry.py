@@ -1,6 +1,7 @@
 """Every mechanism, through the same questions: the references obey their contracts, and so do the portable twins."""
 
 import importlib.util
+import os
 import warnings
 
 import numpy as np
@@ -15,6 +16,8 @@ from refattn.conformance.registry import find_contracts
 from refattn.conformance.settings import Settings
 from refattn.conformance.trial import Bench
 
+# JAX compiles every operation anew for every shape, and each runs once: effort spent on fast code is lost here
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 CONTRACTS = find_contracts()
 SETTINGS = Settings(examples=10, shrink_seconds=0.5)
 # NumPy sees every value family; on the others one a scenario shows what differs there: operations, types, layouts
