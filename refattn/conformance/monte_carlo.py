@@ -69,7 +69,13 @@ def perturbed_outputs(entry: Entry, case: Case, arithmetic: MonteCarloArithmetic
 
 
 def monte_carlo_budgets(
-    entry: Entry, case: Case, precision_name: str | None = None, *, samples: int = 8, seed: int = 0
+    entry: Entry,
+    case: Case,
+    precision_name: str | None = None,
+    *,
+    samples: int = 8,
+    seed: int = 0,
+    rough: int = 0,
 ) -> dict[str, Budget]:
     """Derive the budget of every output of a case from the spread of a few erring runs of its reference.
 
@@ -85,6 +91,8 @@ def monte_carlo_budgets(
         Runs for outputs with wide rows; narrow ones get up to sixteen.
     seed : int
         Of the errors. The same seed gives the same budget.
+    rough : int
+        If positive, so many runs whatever the width of the rows, and no decision is turned.
 
     Returns
     -------
@@ -92,12 +100,12 @@ def monte_carlo_budgets(
     """
     precision = precision_class(precision_name, case.dtype)
     expected = entry.expected(case)
-    samples = max(samples, max((_samples_for(y) for y in expected.values()), default=1))
+    samples = rough or max(samples, max((_samples_for(y) for y in expected.values()), default=1))
     magnify = FLOAT64_MAGNIFIER if case.dtype == "float64" else 1.0
     seeds = np.random.SeedSequence([seed, *b"errs"]).spawn(samples)
     machines = [MonteCarloArithmetic(precision, np.random.default_rng(s), magnify=magnify) for s in seeds]
     runs = [perturbed_outputs(entry, case, machine) for machine in machines]
-    moves = steering([machine.sites for machine in machines], magnify)
+    moves = None if rough else steering([machine.sites for machine in machines], magnify)
     for sign in STEERED if moves else ():
         steered = MonteCarloArithmetic(precision, np.random.default_rng(0), magnify=0.0, moves=moves, sign=sign)
         with suppress(ValueError, ArithmeticError, np.linalg.LinAlgError):  # a turned decision may lead nowhere

@@ -27,7 +27,7 @@ from refattn.conformance.precision import Precision, overflow_threshold
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Budget", "Verdict", "candidates", "degenerate", "judge", "row_limits", "self_check"]
+__all__ = ["Budget", "Verdict", "candidates", "degenerate", "judge", "row_limits", "self_check", "with_double_error"]
 
 OPEN_SHARE = 0.5  # more than this share of open rows leaves a case inconclusive
 EFFECTIVE = 16.0  # in units of u: how far a candidate must lie from the reference before it has to be rejected
@@ -243,6 +243,16 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     spread = float(np.sqrt(np.sum(a * a) * np.sum(b * b)))
     return float(np.sum(a * b)) / spread if spread > 0 else float(np.array_equal(a, b))
+
+
+@np.errstate(all="ignore")
+def with_double_error(actual: Any, budget: Budget) -> np.ndarray:
+    """Return y + 2 (o − y), twice as far from the reference; what is not finite, or no float, stays as it is."""
+    o, y = np.asarray(actual), np.asarray(budget.expected)
+    if o.shape != y.shape or o.dtype.kind != "f" or y.dtype.kind != "f":
+        return o
+    o = o.astype(np.float64)
+    return np.where(np.isfinite(o) & np.isfinite(y), 2.0 * o - y, o)
 
 
 def candidates(expected: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,8 @@ from refattn.conformance.checks import perform, plan
 from refattn.conformance.checks.laws import law_outcome
 from refattn.conformance.records import CheckId
 from refattn.conformance.settings import Settings
-from refattn.conformance.trial import Bench
+from refattn.conformance.trial import Bench, budgets_of
+from refattn.conformance.verdict import judge
 
 SETTINGS = Settings(examples=15, shrink_seconds=1.0)
 
@@ -32,6 +33,27 @@ def test_what_is_not_offered_is_skipped_without_drawing_cases():
     records = [perform(check, bench, SETTINGS) for check in plan([CONTRACT], ["float64"])]
 
     assert {(r.status, r.reason) for r in records} == {("skipped", f"no function {entry.name}")}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("scenario", "plain"), ("law", "shift")])
+def test_a_right_backend_is_spared_the_whole_budget(kind, name):
+    """Results well within what a few erring runs allow pass on those: no eight runs are made for them."""
+    budgets_of.cache_clear()
+
+    assert run("right", kind, name, "float32").status == "passed"
+    assert budgets_of.cache_info().misses == 0
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.1])
+def test_what_is_near_a_limit_is_judged_by_the_whole_budget(share):
+    """The verdict on one element in error by a share of its bound is that of the whole budget, pass or fail."""
+    bench, entry = Bench(Backend(backends.right, "right"), CONTRACT), CONTRACT.entries[0]
+    case = entry.scenario_case("plain", "normal", "float32", 0)
+    budget = budgets_of(entry, case)["out"]
+    out = budget.expected.copy()
+    out.flat[0] += share * budget.bound.flat[0]
+
+    assert bench.judge(entry, case, {"out": out}).status == judge(out, budget).status
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
