@@ -9,7 +9,7 @@ Shapes: H heads, r rows of each, d columns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,9 @@ from refattn.efficiency.turboboa_hessians import (
     residual_correlation,
 )
 from refattn.primitives.arguments import as_float, require, require_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "AttentionHessians",
@@ -137,15 +140,16 @@ def turboboa(
     grouped = group_size is not None and group_size != np.shape(w)[-1]
     require(not (grouped and refine_sweeps), f"refine_sweeps={refine_sweeps} must be 0 with group_size={group_size}")
     problem = head_problem(w, h_in, h_out, residual, n_heads, act_order_rows, act_order_cols, dead_value)
-    kind = grid if adaptive_grid and isinstance(grid, str) else None
-    fixed = None if kind else grid_of(problem, grid, bits, symmetric, group_size)
 
-    def grid_for(block: np.ndarray, rows: slice) -> QuantGrid:
-        if kind is None or fixed is not None:
-            return QuantGrid(*(part[:, rows] for part in fixed or ()))
-        return make_grid(kind, block, bits, hessian=problem.h_in, symmetric=symmetric, group_size=group_size)
+    def adapted(block: np.ndarray, _rows: slice) -> QuantGrid:
+        return make_grid(str(grid), block, bits, hessian=problem.h_in, symmetric=symmetric, group_size=group_size)
 
-    weight, codes, found = _blocks(problem, bits, block_rows, grid_for)
+    def fixed(_block: np.ndarray, rows: slice) -> QuantGrid:
+        return QuantGrid(*(part[:, rows] for part in whole))
+
+    adapts = adaptive_grid and isinstance(grid, str)
+    whole = () if adapts else grid_of(problem, grid, bits, symmetric, group_size)
+    weight, codes, found = _blocks(problem, bits, block_rows, adapted if adapts else fixed)
     if refine_sweeps:
         found = refine_scales(problem.w, codes, found, problem.h_in, problem.h_out, problem.residual, refine_sweeps)
         weight = dequantize(codes, found)
@@ -153,7 +157,7 @@ def turboboa(
 
 
 def _blocks(
-    problem: HeadProblem, bits: int, block_rows: int, grid_for: Any
+    problem: HeadProblem, bits: int, block_rows: int, grid_for: Callable[[np.ndarray, slice], QuantGrid]
 ) -> tuple[np.ndarray, np.ndarray, QuantGrid]:
     """Round block after block of rows, and move the rows to come against the error."""
     upper = inverse_cholesky_upper(problem.h_in)
@@ -222,14 +226,14 @@ def refine_scales(
     units = codes - grid.zero[..., 0]  # T: weights in steps (H, r, d)
     weighed = units @ h_in
     size = np.diagonal(h_out, axis1=-2, axis2=-1) * np.sum(weighed * units, axis=-1)  # (H, r)
-    drift = 0.0 if residual is None else np.sum((h_out @ w @ residual) * units, axis=-1) + np.zeros(w.shape[:2])
+    drift = np.zeros(w.shape[:2]) if residual is None else np.sum((h_out @ w @ residual) * units, axis=-1)
     scale = grid.scale[..., 0].copy()  # (H, r, 1)
     error = w - scale * units
     for _ in range(sweeps):
         for j in range(w.shape[1]):
             # eq: refine
             slope = np.sum(weighed[:, j] * (h_out[:, j, None] @ error)[:, 0], axis=-1)
-            slope = slope + (0.0 if residual is None else drift[:, j])
+            slope = slope + drift[:, j]
             fixed = size[:, j] == 0
             scale[:, j, 0] += np.where(fixed, 0.0, slope / np.where(fixed, 1.0, size[:, j]))
             error[:, j] = w[:, j] - scale[:, j] * units[:, j]

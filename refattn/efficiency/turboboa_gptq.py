@@ -272,12 +272,8 @@ def gptq(
         kind, grid = grid, make_grid(grid, given, bits, hessian=hessian, symmetric=symmetric, group_size=group_size)
         if block_columns is not None:
             require(kind != "hessian", "block_columns: a grid found on the way is 'minmax' or 'mmse', not 'hessian'")
-            later = {
-                "lazy": block_columns,
-                "grid_at": lambda part: make_grid(
-                    kind, part, bits, hessian=hessian, symmetric=symmetric, group_size=None
-                ),
-            }
+            common: dict[str, Any] = {"hessian": hessian, "symmetric": symmetric, "group_size": None}
+            later = {"lazy": block_columns, "grid_at": lambda part: make_grid(kind, part, bits, **common)}
     upper = inverse_cholesky_upper(hessian)
     weight, codes = column_loop(rows, upper, grid, bits, propagation(r, upper), **later)
     loss = reconstruction_loss(rows, weight, hessian, None, r)
@@ -333,4 +329,5 @@ def check_residual(residual: Any, h_in: np.ndarray) -> np.ndarray | None:
     residual = as_float("residual", residual)
     require_shape("residual", residual, h_in.shape)
     require_finite("residual", residual)
-    return np.asanyarray(residual)
+    checked: np.ndarray = residual
+    return checked

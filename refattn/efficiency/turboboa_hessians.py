@@ -213,7 +213,8 @@ def reconstruction_loss(w: Any, q: Any, h_in: Any, h_out: Any = None, residual: 
         inner = inner - 2 * (w @ as_float("residual", residual))
     outer = inner @ np.swapaxes(error, -1, -2)  # (H, r, r)
     whole = np.trace(outer, axis1=-2, axis2=-1) if h_out is None else np.sum(as_float("h_out", h_out) * outer, (-2, -1))
-    return np.sum(whole)[()]
+    total: float = np.sum(whole)[()]
+    return total
 
 
 def _heads_of(h_in: np.ndarray, h_out: Any) -> int:
