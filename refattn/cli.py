@@ -1,4 +1,4 @@
-"""The command line: list, check, replay, audit, golden, show; model and analyse for checkpoints.
+"""The command line: list, check, replay, audit, golden, show; model, analyse and quantise for checkpoints.
 
 Exit codes: 0, all holds; 1, something failed; 2, the command was misused.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from refattn.cli_analyse import add_analyse_commands
 from refattn.cli_model import add_model_commands
+from refattn.cli_quantise import add_quantise_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_group(
         commands, "analyse", "read a checkpoint: its sinks, retrieval heads, channels, circuits", add_analyse_commands
     )
+    add_quantise_command(partial(_add, commands))
     return parser
 
 

@@ -57,12 +57,15 @@ def test_each_room_imports_only_what_it_may(path):
         if top == "refattn":
             assert not rest or rest[0] in rooms or in_backend_types(path, names), f"{path.name} imports {module}"
         elif top not in sys.stdlib_module_names:
-            lazy = READERS if in_room(path) in READERS_ROOMS and module not in dict(at_import(path)) else ()
+            lazy = LAZY_IN.get(in_room(path), ()) if module not in dict(at_import(path)) else ()
             assert top in (*packages, *lazy), f"{path.name} imports {module}"
 
 
-READERS_ROOMS = ("transformer", "interpretability", "interventions")
-READERS = ("matplotlib", "tokenizers")  # a picture or a text: imported where it is made, never at the top of a file
+# a picture, a text or a ring of processes: imported where it is made, never at the top of a file
+LAZY_IN = {
+    **dict.fromkeys(("transformer", "interpretability", "interventions"), ("matplotlib", "tokenizers")),
+    "efficiency": ("torch",),
+}
 
 
 def in_backend_types(path, names):

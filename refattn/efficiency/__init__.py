@@ -1,0 +1,1 @@
+"""Efficiency: quantise, train in levels, balance a cluster."""
