@@ -77,7 +77,7 @@ def counts(*, quick: bool) -> dict[int, int]:
 
 def speed_table(*, quick: bool) -> str:
     """Return how many times longer each opponent takes, and how far Zeppelin is from the bound."""
-    head = "".join(f"{name:>23}" for name in OPPONENTS.values())
+    head = "".join(f"{name:>26}" for name in OPPONENTS.values())
     lines = [
         "time / Zeppelin's time: geometric mean, smallest and largest over batches; then Zeppelin's time / lower bound",
         f"{'nodes':>5} {'batches':>7} {'lengths':>8}{head}{'Zeppelin / bound':>25}",
@@ -86,7 +86,7 @@ def speed_table(*, quick: bool) -> str:
         for name in DISTRIBUTIONS:
             seconds, bound, _ = measure(name, nodes, count)
             ours = seconds["zeppelin"]
-            cells = "".join(f"{_spread(seconds[policy] / ours):>23}" for policy in OPPONENTS)
+            cells = "".join(f"{_spread(seconds[policy] / ours):>26}" for policy in OPPONENTS)
             lines.append(f"{nodes:>5} {count:>7} {name:>8}{cells}{_spread(ours / bound):>25}")
     return "\n".join(lines)
 
