@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refattn.efficiency.quantise_pull_back import pull_back_norm, pull_back_rotation
+from refattn.efficiency.quantise_pull_back import pull_back_norm
+from refattn.efficiency.turboboa_hessians import pull_back_rotation
 from refattn.primitives.masks import causal_mask, window_mask
 from refattn.transformer.block import LayerSetting, block_output
 from refattn.transformer.forward import angles_at

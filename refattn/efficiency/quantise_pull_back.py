@@ -1,41 +1,14 @@
-"""Moments of queries and keys where scores are formed, carried back to where W_Q and W_K write.
+"""Moments of queries and keys where scores are formed, carried back to where W_Q and W_K write: through a norm.
 
-Between the two lie a rotation that differs from position to position and, in Qwen3, a norm that differs from token to
-token. The moments are averaged over both, so that one matrix a head remains.
+Between the two lie a rotation that differs from position to position (see `refattn.efficiency.turboboa_hessians`) and,
+in Qwen3, a norm that differs from token to token. The moments are averaged over both: one matrix a head remains.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from refattn.primitives.rotary import rope
-
-__all__ = ["pull_back_norm", "pull_back_rotation"]
-
-
-def pull_back_rotation(moment: np.ndarray, angles: np.ndarray | None) -> np.ndarray:
-    """Average a moment of rotated vectors over the positions at which the vector to be read may stand.
-
-    Parameters
-    ----------
-    moment : ndarray, shape (heads, e, e)
-        C, measured after the rotation.
-    angles : ndarray, shape (T, r/2), or None
-        Of each position; None where positions do not rotate.
-
-    Returns
-    -------
-    ndarray, shape (heads, e, e)
-        mean_t Rot_tᵀ C Rot_t.
-    """
-    if angles is None:
-        return moment
-    # a row of the identity, rotated, is a column of Rot: these are the transposed rotations
-    turns = rope(np.broadcast_to(np.eye(moment.shape[-1]), (len(angles), *moment.shape[1:])), angles[:, None])
-    total = np.zeros_like(moment)
-    for turn in turns:
-        total += turn @ moment @ turn.T
-    return total / len(turns)
+__all__ = ["pull_back_norm"]
 
 
 def pull_back_norm(moment: np.ndarray, raw: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:

@@ -176,9 +176,9 @@ def _blocks(
             continue
         error = block - rounded
         if problem.residual is not None:
-            # eq: row-error
+            # eq: tb-row-error
             error = error + block @ problem.residual @ (np.swapaxes(upper, -1, -2) @ upper)
-        # eq: joint-rows
+        # eq: tb-joint-rows
         share = np.linalg.solve(upper_out[:, rows, rows], upper_out[:, rows, rest])  # (H, N, rows left)
         left[:, rest] -= np.swapaxes(share, -1, -2) @ error
     scale, zero = (np.concatenate(parts, axis=1) for parts in zip(*grids, strict=True))
@@ -223,7 +223,7 @@ def refine_scales(
     h_in = check_hessian("h_in", h_in, w.shape[-1])
     residual = check_residual(residual, h_in)
     h_out = np.eye(w.shape[1])[None] if h_out is None else check_hessian("h_out", h_out, w.shape[1])
-    units = codes - grid.zero[..., 0]  # T: weights in steps (H, r, d)
+    units = codes.astype(w.dtype) - grid.zero[..., 0]  # T: weights in steps (H, r, d)
     weighed = units @ h_in
     size = np.diagonal(h_out, axis1=-2, axis2=-1) * np.sum(weighed * units, axis=-1)  # (H, r)
     drift = np.zeros(w.shape[:2]) if residual is None else np.sum((h_out @ w @ residual) * units, axis=-1)
@@ -231,7 +231,7 @@ def refine_scales(
     error = w - scale * units
     for _ in range(sweeps):
         for j in range(w.shape[1]):
-            # eq: refine
+            # eq: tb-refine
             slope = np.sum(weighed[:, j] * (h_out[:, j, None] @ error)[:, 0], axis=-1)
             slope = slope + drift[:, j]
             fixed = size[:, j] == 0

@@ -105,7 +105,7 @@ def boa(
         of_row = QuantGrid(*(part[:, k : k + 1] for part in grid))
         weight[:, k : k + 1], codes[:, k : k + 1] = column_loop(row, upper, of_row, bits)
         if upper_out is not None:
-            # eq: boa
+            # eq: tb-boa
             share = upper_out[:, k, k + 1 :] / upper_out[:, k, k, None]  # (H, rows left)
             left[:, k + 1 :] -= share[..., None] * (row - weight[:, k : k + 1])
     return head_result(problem, weight, codes, grid)

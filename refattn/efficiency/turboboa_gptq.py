@@ -16,6 +16,7 @@ from refattn.efficiency.turboboa_grid import (
     dequantize,
     make_grid,
     minmax_grid,
+    nearest_codes,
     quantize_codes,
 )
 from refattn.efficiency.turboboa_hessians import reconstruction_loss
@@ -97,19 +98,19 @@ def prepare(
     diagonal = np.diagonal(h_in, axis1=-2, axis2=-1)  # (d,) or (H, d)
     dead = diagonal == 0
     w = np.where(dead[..., None, :], 0, w)
-    # eq: damping
-    h_in = damped(h_in + _diagonal(np.where(dead, dead_value, 0)), damping)
+    # eq: tb-damping
+    h_in = damped(_with_diagonal(h_in, np.where(dead, dead_value, diagonal)), damping)
     return w, h_in, None if r is None else np.where(dead[..., None, :], 0, as_float("residual", r))
 
 
 def damped(h: np.ndarray, share: float = DAMPING) -> np.ndarray:
     """Return H + share · mean(diag H) · I, for one matrix or a stack."""
-    mean = np.mean(np.diagonal(h, axis1=-2, axis2=-1), axis=-1)
-    return np.asanyarray(h + share * mean[..., None, None] * np.eye(h.shape[-1], dtype=h.dtype))
+    diagonal = np.diagonal(h, axis1=-2, axis2=-1)
+    return _with_diagonal(h, diagonal + share * np.mean(diagonal, axis=-1, keepdims=True))
 
 
-def _diagonal(values: np.ndarray) -> np.ndarray:
-    return np.asanyarray(values[..., None] * np.eye(values.shape[-1]))
+def _with_diagonal(h: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+    return np.asanyarray(np.where(np.eye(h.shape[-1], dtype=bool), diagonal[..., None], h))
 
 
 def inverse_cholesky_upper(h: Any) -> np.ndarray:
@@ -123,7 +124,7 @@ def inverse_cholesky_upper(h: Any) -> np.ndarray:
     h = as_float("h", h)
     for _ in range(_REPEATS + 1):
         try:
-            # eq: inverse-cholesky
+            # eq: tb-inverse-cholesky
             return np.asanyarray(np.swapaxes(np.linalg.cholesky(np.linalg.inv(h)), -1, -2))
         except np.linalg.LinAlgError:
             h = damped(h)
@@ -132,7 +133,7 @@ def inverse_cholesky_upper(h: Any) -> np.ndarray:
 
 def propagation(residual: np.ndarray | None, upper: np.ndarray) -> np.ndarray | None:
     """Return P = triu(R Uᵀ, 1) U: how the error of earlier layers moves a column's successors."""
-    # eq: propagation
+    # eq: tb-propagation
     return None if residual is None else np.triu(residual @ np.swapaxes(upper, -1, -2), 1) @ upper
 
 
@@ -185,7 +186,7 @@ def column_loop(
                     whole[..., c // width, :] = part[..., 0, :]
             of_column = QuantGrid(grid.scale[..., c // width, 0], grid.zero[..., c // width, 0])
             codes[..., c], weight[..., c] = _rounded(column, of_column, bits)
-            # eq: gptq
+            # eq: tb-gptq
             error = (column - weight[..., c]) / upper[..., c, c, None]
             block[..., c - begin :] -= error[..., None] * upper[..., c, None, c:end]
             if propagated is not None:
@@ -198,7 +199,7 @@ def column_loop(
 
 
 def _rounded(column: np.ndarray, grid: QuantGrid, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    codes = np.clip(np.rint(column / grid.scale) + grid.zero, 0, 2**bits - 1)
+    codes = nearest_codes(column, grid, 2**bits - 1)
     return codes, grid.scale * (codes - grid.zero)
 
 

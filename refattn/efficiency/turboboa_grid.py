@@ -21,6 +21,7 @@ __all__ = [
     "dequantize",
     "make_grid",
     "minmax_grid",
+    "nearest_codes",
     "quantize_codes",
     "search_grid",
 ]
@@ -60,17 +61,25 @@ def quantize_codes(x: Any, grid: QuantGrid, bits: int) -> np.ndarray:
     """
     x, most = as_float("x", x), check_bits(bits)
     require(grid.scale.shape[-2] and x.shape[-1] % grid.scale.shape[-2] == 0, _no_groups(x.shape[-1], grid))
-    # eq: code
-    steps = np.rint(_grouped(x, grid.scale.shape[-2]) / grid.scale) + grid.zero
-    return np.asarray(np.clip(steps, 0, most).reshape(x.shape)).astype(np.int64)
+    # eq: tb-code
+    codes = nearest_codes(_grouped(x, grid.scale.shape[-2]), grid, most)
+    return np.asarray(codes.reshape(x.shape)).astype(np.int64)
+
+
+def nearest_codes(x: np.ndarray, grid: QuantGrid, most: int) -> np.ndarray:
+    """Return clip(rint(x/s) + z, 0, most), whole numbers as floats, for a grid that broadcasts with the weights."""
+    codes = np.clip(np.rint(x / grid.scale) + grid.zero, 0, most)
+    # rint once more: where sums of whole numbers err too (the kit's erring arithmetic), a code is still a whole number
+    return np.asanyarray(np.rint(codes))
 
 
 def dequantize(codes: Any, grid: QuantGrid) -> np.ndarray:
     """Return the weights that codes (..., r, d) stand for: s (code − z), in the dtype of the grid."""
     codes = np.asarray(codes)
     require(grid.scale.shape[-2] and codes.shape[-1] % grid.scale.shape[-2] == 0, _no_groups(codes.shape[-1], grid))
-    # eq: value
-    return np.asanyarray((grid.scale * (_grouped(codes, grid.scale.shape[-2]) - grid.zero)).reshape(codes.shape))
+    # eq: tb-value
+    steps = _grouped(codes.astype(grid.scale.dtype), grid.scale.shape[-2]) - grid.zero
+    return np.asanyarray((grid.scale * steps).reshape(codes.shape))
 
 
 def _no_groups(columns: int, grid: QuantGrid) -> str:
@@ -113,7 +122,7 @@ def minmax_grid(w: Any, bits: int, *, symmetric: bool = False, group_size: int |
     """
     w, most = _checked(w, group_size), check_bits(bits)
     low, high = _range(_in_groups(w, group_size), symmetric=symmetric)
-    # eq: minmax
+    # eq: tb-minmax
     scale = (high - low) / most
     zero = np.full_like(scale, (most + 1) / 2) if symmetric else np.rint(-low / scale)
     return QuantGrid(scale, zero)
@@ -172,7 +181,7 @@ def search_grid(
     scale, zero = best.scale.copy(), best.zero.copy()
     for step in range(n_shrink):
         share = 1 - step / n_shrink
-        # eq: search
+        # eq: tb-search
         s = (share * high - share * low) / most
         for to_integer in (np.floor, np.ceil):
             z = np.full_like(s, (most + 1) / 2) if symmetric else to_integer(-(share * low) / s)
@@ -211,7 +220,7 @@ def _in_groups(w: np.ndarray, group_size: int | None) -> np.ndarray:
 
 def _range(grouped: np.ndarray, *, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the smallest and largest value (..., r, g, 1) that a group must reach: zero is between them."""
-    # eq: range
+    # eq: tb-range
     low = np.minimum(np.min(grouped, axis=-1, keepdims=True), 0)
     high = np.maximum(np.max(grouped, axis=-1, keepdims=True), 0)
     if symmetric:

@@ -21,6 +21,7 @@ __all__ = [
     "AttentionHessians",
     "attention_hessians",
     "input_hessian",
+    "pull_back_rotation",
     "reconstruction_loss",
     "residual_correlation",
 ]
@@ -65,14 +66,14 @@ def residual_correlation(x_full: Any, x_quant: Any) -> np.ndarray:
     """
     full, quant = _tokens("x_full", x_full), _tokens("x_quant", x_quant)
     require_shape("x_quant", quant, full.shape)
-    # eq: residual
+    # eq: tb-residual
     return residual_moment("x_quant", full - quant, quant)
 
 
 def residual_moment(name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return (2/n) leftᵀ right of two sets of n tokens."""
     require(len(left) > 0, f"{name} holds no token")
-    # eq: input-hessian
+    # eq: tb-input-hessian
     return np.asanyarray(np.swapaxes(left, -1, -2) @ right * (2 / len(left)))
 
 
@@ -130,12 +131,12 @@ def attention_hessians(
     scores = q @ np.swapaxes(np.repeat(k, shared, axis=1), -1, -2) * r**-0.5
     mask = causal_mask(x.shape[1], x.shape[1]) if causal else None
     mixed = softmax(scores, where=mask) @ x[:, None]  # (B, H, L, d)
-    # eq: value-hessian
+    # eq: tb-value-hessian
     value_input = np.mean(_moments(mixed).reshape(groups, shared, *x.shape[-1:] * 2), axis=1)
-    # eq: query-hessian
-    query_out = np.repeat(_pulled_back(_moments(k), rope_angles), shared, axis=0)
-    # eq: key-hessian
-    key_out = np.mean(_pulled_back(_moments(q), rope_angles).reshape(groups, shared, r, r), axis=1)
+    # eq: tb-query-hessian
+    query_out = np.repeat(pull_back_rotation(_moments(k), rope_angles), shared, axis=0)
+    # eq: tb-key-hessian
+    key_out = np.mean(pull_back_rotation(_moments(q), rope_angles).reshape(groups, shared, r, r), axis=1)
     return AttentionHessians(input_hessian(x), value_input, query_out, key_out)
 
 
@@ -166,17 +167,30 @@ def _rotation(angles: Any) -> Callable[[np.ndarray], np.ndarray]:
     return (lambda x: x) if angles is None else (lambda x: rope(x, angles))
 
 
-def _pulled_back(moment: np.ndarray, angles: Any) -> np.ndarray:
-    """Return mean_t Rot_tᵀ C Rot_t: moments (H, r, r) after rotation, seen from before it."""
+def pull_back_rotation(moment: Any, angles: Any) -> np.ndarray:
+    """Average a moment of rotated vectors over the positions at which the vector to be read may stand.
+
+    Parameters
+    ----------
+    moment : ndarray, shape (H, r, r)
+        C, measured after the rotation.
+    angles : ndarray, shape (L, k/2), or None
+        Of the first k channels at each position; None where positions do not rotate.
+
+    Returns
+    -------
+    ndarray, shape (H, r, r)
+        mean_t Rot_tᵀ C Rot_t.
+    """
     if angles is None:
-        return moment
-    # eq: pull-back
-    turned = moment[:, None]  # (H, 1, r, r)
-    for _ in range(2):  # Rotᵀ from the left, then, transposed, from the right
-        spread = np.broadcast_to(turned, (len(moment), len(angles), *moment.shape[1:]))
-        columns = np.moveaxis(spread, -1, 1)  # (H, column, L, r)
-        turned = np.moveaxis(rope(columns, angles, inverse=True), 1, -2)  # (H, L, column, r): transposed
-    return np.asanyarray(np.mean(turned, axis=1))
+        return np.asanyarray(moment)
+    # a row of the identity, rotated, is a column of Rot: these are the transposed rotations
+    turns = rope(np.broadcast_to(np.eye(moment.shape[-1]), (len(angles), *moment.shape[1:])), angles[:, None])
+    total = np.zeros_like(moment)
+    for turn in turns:  # one position at a time: all together would be large
+        # eq: tb-pull-back
+        total = total + turn @ moment @ turn.T
+    return np.asanyarray(total / len(turns))
 
 
 def reconstruction_loss(w: Any, q: Any, h_in: Any, h_out: Any = None, residual: Any = None) -> float:
@@ -207,7 +221,7 @@ def reconstruction_loss(w: Any, q: Any, h_in: Any, h_out: Any = None, residual: 
     heads = _heads_of(h_in, h_out)
     w, q = (x.reshape(heads, -1, w.shape[-1]) if x.ndim == 2 else x for x in (w, q))
     error = q - w
-    # eq: loss
+    # eq: tb-loss
     inner = error @ h_in
     if residual is not None:
         inner = inner - 2 * (w @ as_float("residual", residual))

@@ -7,8 +7,9 @@ from random_models import model, tokens
 import refattn.transformer.block
 from refattn.efficiency.quantise_hessians import block_moments, run_block
 from refattn.efficiency.quantise_matrices import Recipe, as_rows, from_rows, quantised_matrix
-from refattn.efficiency.quantise_pull_back import pull_back_norm, pull_back_rotation
+from refattn.efficiency.quantise_pull_back import pull_back_norm
 from refattn.efficiency.turboboa import attention_hessians
+from refattn.efficiency.turboboa_hessians import pull_back_rotation
 from refattn.primitives.norms import rms_norm
 from refattn.primitives.rotary import rope, rope_angles, rope_frequencies
 from refattn.transformer.config import RopeConfig, TransformerConfig, parse_config
