@@ -135,7 +135,8 @@ def turboboa(
     TurboBoA 2602.04929.
     """
     check_bits(bits)
-    require(block_rows >= 1, f"block_rows={block_rows!r} must be at least 1")
+    counts = isinstance(block_rows, (int, np.integer)) and block_rows >= 1
+    require(counts, f"block_rows={block_rows!r} must be an integer of at least 1")
     require(refine_sweeps >= 0, f"refine_sweeps={refine_sweeps!r} must not be negative")
     grouped = group_size is not None and group_size != np.shape(w)[-1]
     require(not (grouped and refine_sweeps), f"refine_sweeps={refine_sweeps} must be 0 with group_size={group_size}")
@@ -163,6 +164,7 @@ def _blocks(
     upper = inverse_cholesky_upper(problem.h_in)
     upper_out = None if problem.h_out is None else inverse_cholesky_upper(problem.h_out)
     propagated = propagation(problem.residual, upper)
+    inverse = np.swapaxes(upper, -1, -2) @ upper  # of H_in
     left = problem.w.copy()
     weights, codes, grids = [], [], []
     for begin in range(0, left.shape[1], block_rows):
@@ -177,7 +179,7 @@ def _blocks(
         error = block - rounded
         if problem.residual is not None:
             # eq: tb-row-error
-            error = error + block @ problem.residual @ (np.swapaxes(upper, -1, -2) @ upper)
+            error = error + block @ problem.residual @ inverse
         # eq: tb-joint-rows
         share = np.linalg.solve(upper_out[:, rows, rows], upper_out[:, rows, rest])  # (H, N, rows left)
         left[:, rest] -= np.swapaxes(share, -1, -2) @ error
@@ -218,6 +220,7 @@ def refine_scales(
     The loss falls or stays with every step: it is a parabola in each.
     """
     w, codes = as_float("w", w), np.asarray(codes)
+    require(sweeps >= 0, f"sweeps={sweeps!r} must not be negative")
     require_shape("codes", codes, w.shape)
     require_shape("grid.scale", grid.scale, (*w.shape[:2], 1, 1))
     h_in = check_hessian("h_in", h_in, w.shape[-1])

@@ -21,7 +21,7 @@ from refattn.efficiency.turboboa_gptq import (
     prepare,
     reordered,
 )
-from refattn.efficiency.turboboa_grid import QuantGrid, check_bits, make_grid
+from refattn.efficiency.turboboa_grid import QuantGrid, check_bits, check_grid, make_grid
 from refattn.efficiency.turboboa_hessians import reconstruction_loss
 from refattn.primitives.arguments import as_float, require, require_finite, require_shape
 
@@ -149,6 +149,7 @@ def grid_of(
     """Return the grid of the original weights, rows in the order of the problem."""
     if isinstance(grid, str):
         return make_grid(grid, problem.w, bits, hessian=problem.h_in, symmetric=symmetric, group_size=group_size)
+    grid = check_grid(grid, problem.w.shape)
     return QuantGrid(*(np.take_along_axis(part, problem.rows[..., None, None], axis=1) for part in grid))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from refattn.efficiency.turboboa_grid import (
     QuantGrid,
     check_bits,
+    check_grid,
     dequantize,
     make_grid,
     minmax_grid,
@@ -65,7 +66,7 @@ def rtn(w: Any, bits: int, *, grid: QuantGrid | None = None) -> QuantResult:
         For weights that are no finite matrix, or bits out of range.
     """
     rows = _matrix(w)[None]
-    chosen = minmax_grid(rows, bits) if grid is None else grid
+    chosen = minmax_grid(rows, bits) if grid is None else check_grid(grid, rows.shape)
     codes = quantize_codes(rows, chosen, bits)
     weight = dequantize(codes, chosen)
     return QuantResult(weight, codes, chosen, np.sum((weight - rows) ** 2)[()])
@@ -275,6 +276,7 @@ def gptq(
             require(kind != "hessian", "block_columns: a grid found on the way is 'minmax' or 'mmse', not 'hessian'")
             common: dict[str, Any] = {"hessian": hessian, "symmetric": symmetric, "group_size": None}
             later = {"lazy": block_columns, "grid_at": lambda part: make_grid(kind, part, bits, **common)}
+    check_grid(grid, rows.shape)
     upper = inverse_cholesky_upper(hessian)
     weight, codes = column_loop(rows, upper, grid, bits, propagation(r, upper), **later)
     loss = reconstruction_loss(rows, weight, hessian, None, r)

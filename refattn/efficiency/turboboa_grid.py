@@ -18,6 +18,7 @@ __all__ = [
     "GRIDS",
     "QuantGrid",
     "check_bits",
+    "check_grid",
     "dequantize",
     "make_grid",
     "minmax_grid",
@@ -191,6 +192,16 @@ def search_grid(
             best_score = np.where(better, cost, best_score)
             scale, zero = np.where(better, s, scale), np.where(better, z, zero)
     return QuantGrid(scale, zero)
+
+
+def check_grid(grid: QuantGrid, shape: tuple[int, ...]) -> QuantGrid:
+    """Return a grid if it is one of weights (H, r, d): both its parts (H, r, g, 1), with g dividing d."""
+    for name, part in grid._asdict().items():
+        groups = np.shape(part)[-2] if np.ndim(part) == 4 else 0
+        fits = np.shape(part) == (*shape[:2], groups, 1) and groups and shape[-1] % groups == 0
+        expected = f"{(*shape[:2], 'g', 1)} with g dividing {shape[-1]}"
+        require(fits, f"grid.{name} has shape {np.shape(part)}, expected {expected}")
+    return grid
 
 
 def make_grid(

@@ -32,7 +32,7 @@ def versions():
 
 def run(path):
     """Return what one benchmark prints, or its last words."""
-    places = [str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]
+    places = [str(HERE.parents[1]), str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False, env=environment)
     return done.stdout.rstrip() if done.returncode == 0 else f"failed: {done.stderr.strip().splitlines()[-1:]}"

@@ -484,10 +484,23 @@ def test_heads_that_do_not_fit_are_refused(f):
     refused("h_in has shape .* expected 2 heads", f, w, np.stack([h_in] * 4), None, BITS, n_heads=H)
 
 
+def test_a_grid_of_other_weights_is_refused():
+    """A grid that is given has the rows of the weights, and groups that divide their columns."""
+    w, h_in, h_out = problem()
+    heads = w.reshape(H, R, D)
+    short = minmax_grid(heads[:, 1:], BITS)
+    odd = minmax_grid(np.zeros((H, R, 5)), BITS, group_size=1)
+    for grid in (short, odd, minmax_grid(w, BITS)):
+        with pytest.raises(ValueError, match=r"grid.scale has shape .* expected \(2, 8, 'g', 1\) with g dividing 12"):
+            turboboa(w, h_in, h_out, BITS, n_heads=H, grid=grid)
+    with pytest.raises(ValueError, match=r"grid.scale has shape .* expected \(1, 16, 'g', 1\) with g dividing 12"):
+        gptq(w, h_in, BITS, grid=short)
+
+
 def test_options_of_turboboa_out_of_range_are_refused():
     """Blocks have rows, sweeps are counted, and groups are not refined."""
     quantized = partial(turboboa, *problem(), BITS, n_heads=H)
-    refused("block_rows=0 must be at least 1", quantized, block_rows=0)
+    refused("block_rows=0 must be an integer of at least 1", quantized, block_rows=0)
     refused("refine_sweeps=-1 must not be negative", quantized, refine_sweeps=-1)
     refused("refine_sweeps=1 must be 0 with group_size=4", quantized, group_size=4)
     refused("residual", quantized, residual=np.zeros((D, D - 1)))
