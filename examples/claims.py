@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,13 +55,10 @@ def save(figure: Figure, path: Path) -> None:
 
 def main(slug: str, claims: Callable[[bool], list[Claim]], figure: Callable[[bool], Figure]) -> None:
     """Run one example from the command line."""
-    parser = argparse.ArgumentParser(prog=f"examples/{slug}.py", description=f"reproduce the claims about {slug}")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, a few seconds")
-    parser.add_argument("--json", action="store_true", help="print the claims as JSON")
+    parser = _parser(slug, f"reproduce the claims about {slug}", "smaller sizes, a few seconds")
     parser.add_argument("--figure", type=Path, help="where to write the figure (SVG or PNG)")
     arguments = parser.parse_args()
-    results = claims(arguments.quick)
-    print(json.dumps([asdict(c) for c in results], indent=1, ensure_ascii=False) if arguments.json else table(results))
+    _show(claims(arguments.quick), as_json=arguments.json)
     path = arguments.figure or (None if arguments.quick else FIGURES / f"{slug}.svg")
     if path is not None:
         import matplotlib as mpl
@@ -68,3 +66,23 @@ def main(slug: str, claims: Callable[[bool], list[Claim]], figure: Callable[[boo
         mpl.use("Agg")
         save(figure(arguments.quick), path)
         print(f"figure: {path}", file=sys.stderr)
+
+
+def demonstrate(name: str, about: str, claims: Callable[[bool], list[Claim]], *, quick: str) -> None:
+    """Run an example that trains too long to stand among the others: it draws nothing, and says how long it took."""
+    arguments = _parser(name, about, quick).parse_args()
+    begin = time.perf_counter()
+    _show(claims(arguments.quick), as_json=arguments.json)
+    if not arguments.json:
+        print(f"{time.perf_counter() - begin:.0f} s")
+
+
+def _parser(name: str, about: str, quick: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"examples/{name}.py", description=about)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="print the claims as JSON")
+    return parser
+
+
+def _show(claims: list[Claim], *, as_json: bool) -> None:
+    print(json.dumps([asdict(c) for c in claims], indent=1, ensure_ascii=False) if as_json else table(claims))

@@ -7,17 +7,13 @@ never sees that far, so its best is chance; FIT must bring the news through two 
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
-from claims import Claim, table
+from claims import Claim, demonstrate
 
 from refattn.backends.portable.fit import fit_autoregressive, shift_right
 from refattn.layers.fit_init import FITConfig, init_fit_autoregressive
@@ -99,18 +95,5 @@ def claims(quick: bool) -> list[Claim]:
     ]
 
 
-def run() -> None:
-    """Run the demonstration from the command line."""
-    parser = argparse.ArgumentParser(prog="examples/fit_training.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="twenty steps, one seed")
-    parser.add_argument("--json", action="store_true", help="print the claims as JSON")
-    arguments = parser.parse_args()
-    begin = time.perf_counter()
-    found = claims(arguments.quick)
-    print(json.dumps([asdict(c) for c in found], indent=1, ensure_ascii=False) if arguments.json else table(found))
-    if not arguments.json:
-        print(f"{time.perf_counter() - begin:.0f} s")
-
-
 if __name__ == "__main__":
-    run()
+    demonstrate("fit_training", __doc__.splitlines()[0], claims, quick="twenty steps, one seed")

@@ -7,15 +7,11 @@ question; rule-query cross-attention looks at it with the question in hand. Need
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from claims import Claim, table
+from claims import Claim, demonstrate
 
 from refattn.backends.portable import gcog as portable
 from refattn.benchmarks import gcog
@@ -96,18 +92,5 @@ def claims(quick: bool) -> list[Claim]:
     ]
 
 
-def run() -> None:
-    """Run the demonstration from the command line."""
-    parser = argparse.ArgumentParser(prog="examples/gcog_training.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="thirty steps, one seed")
-    parser.add_argument("--json", action="store_true", help="print the claims as JSON")
-    arguments = parser.parse_args()
-    begin = time.perf_counter()
-    found = claims(arguments.quick)
-    print(json.dumps([asdict(c) for c in found], indent=1, ensure_ascii=False) if arguments.json else table(found))
-    if not arguments.json:
-        print(f"{time.perf_counter() - begin:.0f} s")
-
-
 if __name__ == "__main__":
-    run()
+    demonstrate("gcog_training", __doc__.splitlines()[0], claims, quick="thirty steps, one seed")

@@ -6,14 +6,10 @@ three draws of calibration text. One core, about a minute.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from claims import Claim, table
+from claims import Claim, demonstrate
 
 from refattn.efficiency.multilevel_text import Corpus, corpus_of, documentation_text
 from refattn.efficiency.multilevel_training import Course, Log, Trainer, gpt_config, train, validation_loss
@@ -106,18 +102,5 @@ def claims(quick: bool) -> list[Claim]:
     ]
 
 
-def run() -> None:
-    """Run the demonstration from the command line."""
-    parser = argparse.ArgumentParser(prog="examples/quantise.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one layer, three hundred steps, one draw")
-    parser.add_argument("--json", action="store_true", help="print the claims as JSON")
-    arguments = parser.parse_args()
-    begin = time.perf_counter()
-    found = claims(arguments.quick)
-    print(json.dumps([asdict(c) for c in found], indent=1, ensure_ascii=False) if arguments.json else table(found))
-    if not arguments.json:
-        print(f"{time.perf_counter() - begin:.0f} s")
-
-
 if __name__ == "__main__":
-    run()
+    demonstrate("quantise", __doc__.splitlines()[0], claims, quick="one layer, three hundred steps, one draw")
