@@ -30,6 +30,7 @@ __all__ = [
     "Mistake",
     "Outputs",
     "Probe",
+    "agree",
     "map_arrays",
     "unpack",
 ]
@@ -127,6 +128,11 @@ class Probe(Protocol):
 
     def provides(self, *entries: str) -> bool:
         """Whether the backend has functions of these names."""
+
+
+def agree(probe: Probe, left: Case, right: Case, name: str = "out") -> Claim:
+    """Claim that two cases have the same output of a name, as far as rounding lets them."""
+    return Claim(probe(left)[name], probe(right)[name], probe.slack(left)[name] + probe.slack(right)[name])
 
 
 @dataclass(frozen=True, eq=False)

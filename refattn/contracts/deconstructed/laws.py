@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refattn.conformance.contract import Case, Claim, Law
+from refattn.conformance.contract import Case, Claim, Law, agree
 from refattn.layers.deconstructed import FIXED
 
 if TYPE_CHECKING:
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from refattn.conformance.contract import Probe
 
 __all__ = ["ATTENTION_LAWS", "GATE_LAWS", "INDICATOR_LAWS", "STACK_LAWS", "TAYLOR_LAWS"]
-
-
-def _same(probe: Probe, left: Case, right: Case, name: str = "out") -> Claim:
-    return Claim(probe(left)[name], probe(right)[name], probe.slack(left)[name] + probe.slack(right)[name])
 
 
 def _long(case: Case) -> bool:
@@ -33,7 +29,7 @@ def _no_look_ahead(probe: Probe, case: Case, rng: np.random.Generator) -> Iterat
             x[..., case.arrays["hidden"].shape[-2] - 1 :, :] += rng.choice([-0.5, 0.5])
             changed[name] = x
     later = case.having(**changed)
-    claim = _same(probe, case, later)
+    claim = agree(probe, case, later)
     yield Claim(claim.left[..., :-1, :], claim.right[..., :-1, :], claim.slack[..., :-1])
 
 
@@ -64,7 +60,7 @@ def _own_reference_is_standard(probe: Probe, case: Case, rng: np.random.Generato
     hidden = case.arrays["hidden"]
     more = rng.choice([-0.5, 0.5, 1.0], size=(*hidden.shape[:-2], 2, hidden.shape[-1]))
     own = case.having(reference=np.concatenate([hidden, more], axis=-2))
-    yield _same(probe, own, case.without("reference").having(variant="standard"))
+    yield agree(probe, own, case.without("reference").having(variant="standard"))
 
 
 ATTENTION_LAWS = (
@@ -135,14 +131,14 @@ def _skipping_is_leaving_out(probe: Probe, case: Case, _rng: np.random.Generator
     skip, plan, params = case.options["skip"], case.options["plan"], case.arrays["params"]
     kept = [i for i in range(len(plan)) if i + 1 not in skip]
     shorter = params._replace(blocks=tuple(params.blocks[i] for i in kept))
-    yield _same(probe, case, case.without("skip").having(params=shorter, plan=[plan[i] for i in kept]), "hidden")
+    yield agree(probe, case, case.without("skip").having(params=shorter, plan=[plan[i] for i in kept]), "hidden")
 
 
 def _own_text_is_standard(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     tokens, plan = case.arrays["tokens"], case.options["plan"]
     own = case.having(tokens=tokens[:1], reference_tokens=tokens[0])
     standard = ["standard" if kind == "text_fixed" else kind for kind in plan]
-    yield _same(probe, own, own.without("reference_tokens").having(plan=standard), "hidden")
+    yield agree(probe, own, own.without("reference_tokens").having(plan=standard), "hidden")
 
 
 STACK_LAWS = (
@@ -168,7 +164,7 @@ STACK_LAWS = (
 def _heads_seen_twice(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     twice = case.having(maps=np.concatenate([case.arrays["maps"]] * 2, axis=-3))
     for name in probe(case):
-        claim = _same(probe, case, twice, name)
+        claim = agree(probe, case, twice, name)
         yield claim._replace(what=name)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refattn.conformance.cases import rounded
-from refattn.conformance.contract import Case, Claim, Law
+from refattn.conformance.contract import Case, Claim, Law, agree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,11 +27,6 @@ __all__ = [
 
 def _weights(case: Case, **changes: Any) -> Case:
     return case.having(weights=case.arrays["weights"]._replace(**changes))
-
-
-def _same(probe: Probe, left: Case, right: Case, what: str = "") -> Iterator[Claim]:
-    """Claim that two cases have the same first result."""
-    yield Claim(probe(left)["out"], probe(right)["out"], probe.slack(left)["out"] + probe.slack(right)["out"], what)
 
 
 # --- forecast
@@ -125,7 +120,7 @@ def _kernels_are_bands(probe: Probe, case: Case, _rng: np.random.Generator) -> I
     dense = np.zeros((len(kernel), D - M + 1, D))
     for n in range(D - M + 1):
         dense[:, n, n : n + M] = kernel
-    yield from _same(probe, case, _weights(case, start_w=dense))
+    yield agree(probe, case, _weights(case, start_w=dense))
 
 
 # --- hops

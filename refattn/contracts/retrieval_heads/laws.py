@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refattn.conformance.contract import Case, Claim, Law
+from refattn.conformance.contract import Case, Claim, Law, agree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from refattn.conformance.contract import Probe
 
 __all__ = ["AVERAGE_LAWS", "CORRELATION_LAWS", "HIT_LAWS", "INSERT_LAWS", "OVERLAP_LAWS", "SPAN_LAWS"]
-
-
-def _same(probe: Probe, left: Case, right: Case, name: str = "out") -> Claim:
-    return Claim(probe(left)[name], probe(right)[name], probe.slack(left)[name] + probe.slack(right)[name])
 
 
 def _exactly(left: Any, right: Any, what: str = "") -> Claim:
@@ -29,7 +25,7 @@ def _exactly(left: Any, right: Any, what: str = "") -> Claim:
 def _only_ranks_count(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     rows = case.arrays["attn_rows"]
     height = 2.0 ** np.arange(len(rows)).reshape(-1, 1, 1, 1)  # powers of two scale exactly
-    yield _same(probe, case, case.having(attn_rows=rows / height))
+    yield agree(probe, case, case.having(attn_rows=rows / height))
 
 
 def _heads_are_alone(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
@@ -60,7 +56,7 @@ def _a_needle_is_copied_once(probe: Probe, case: Case, _rng: np.random.Generator
         unique=True, **{name: np.concatenate([case.arrays[name]] * 2) for name in ("attn_rows", "generated")}
     )
     once = case.having(unique=True)
-    yield _same(probe, once, twice)
+    yield agree(probe, once, twice)
     out = probe(once)["out"]
     yield Claim(np.minimum(out, 1.0), out, probe.slack(once)["out"], "at most 1")
 
@@ -72,11 +68,11 @@ def _only_the_needle_counts(probe: Probe, case: Case, rng: np.random.Generator) 
     outside = np.ones(len(prompt), bool)
     outside[max(start, 0) : max(end, 0)] = False
     prompt[outside] = rng.choice(case.arrays["generated"], size=int(outside.sum()))
-    yield _same(probe, case, case.having(prompt=prompt))
+    yield agree(probe, case, case.having(prompt=prompt))
 
 
 def _tokens_have_no_names(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
-    yield _same(probe, case, case.having(**{name: 9 - case.arrays[name] for name in ("generated", "prompt")}))
+    yield agree(probe, case, case.having(**{name: 9 - case.arrays[name] for name in ("generated", "prompt")}))
 
 
 def _silence_scores_zero(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
@@ -340,7 +336,7 @@ def _failures_are_not_read(probe: Probe, case: Case, rng: np.random.Generator) -
 
 def _active_is_any_copy(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     faint = case.having(scores=case.arrays["scores"] / 64)
-    yield _same(probe, case, faint, "activation")
+    yield agree(probe, case, faint, "activation")
 
 
 def _runs(case: Case) -> bool:
@@ -373,7 +369,7 @@ AVERAGE_LAWS = (
 
 
 def _models_may_be_swapped(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
-    yield _same(probe, case, case.having(a=case.arrays["b"], b=case.arrays["a"]))
+    yield agree(probe, case, case.having(a=case.arrays["b"], b=case.arrays["a"]))
 
 
 def _scale_is_free(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
@@ -385,7 +381,7 @@ def _scale_is_free(probe: Probe, case: Case, _rng: np.random.Generator) -> Itera
 def _heads_in_any_order(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
     order = rng.permutation(case.arrays["a"].size)
     mixed = {name: case.arrays[name].reshape(-1)[order].reshape(case.arrays[name].shape) for name in "ab"}
-    yield _same(probe, case, case.having(**mixed))
+    yield agree(probe, case, case.having(**mixed))
 
 
 def _one_with_itself(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:

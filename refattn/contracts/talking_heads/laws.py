@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refattn.conformance.contract import Case, Claim, Law
+from refattn.conformance.contract import Case, Claim, Law, agree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +26,6 @@ __all__ = [
 _READERS, _HEADS = ("W_Q", "W_K", "W_V"), ("W_Q", "W_K", "W_V", "W_O")
 
 
-def _same(probe: Probe, left: Case, right: Case) -> Claim:
-    return Claim(probe(left)["out"], probe(right)["out"], probe.slack(left)["out"] + probe.slack(right)["out"])
-
-
 def _flat(x: Any) -> np.ndarray:
     """Return one row of all entries."""
     return np.asarray(x, float).reshape(1, -1)
@@ -47,7 +43,7 @@ def _within_unit_interval(probe: Probe, case: Case, _rng: np.random.Generator) -
 
 def _sizes_do_not_matter(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
     scaled = {name: case.arrays[name] * 2.0 ** int(rng.integers(1, 3)) for name in _HEADS}
-    yield _same(probe, case, case.having(**scaled))
+    yield agree(probe, case, case.having(**scaled))
 
 
 def _coordinates_of_heads_are_free(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
@@ -59,7 +55,7 @@ def _coordinates_of_heads_are_free(probe: Probe, case: Case, rng: np.random.Gene
     moved = {"W_V": a["W_V"] @ change, "W_Q": a["W_Q"] @ change, "W_K": a["W_K"] @ back.T, "W_O": a["W_O"]}
     if a["W_V"].shape[1] <= a["W_O"].shape[1]:
         moved["W_O"] = back @ a["W_O"]
-    yield _same(probe, case, case.having(**moved))
+    yield agree(probe, case, case.having(**moved))
 
 
 def _coordinates_of_the_stream_are_free(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
@@ -67,7 +63,7 @@ def _coordinates_of_the_stream_are_free(probe: Probe, case: Case, rng: np.random
     d = case.arrays["W_Q"].shape[2]
     turn = np.eye(d)[rng.permutation(d)] * rng.choice([-1.0, 1.0], d)
     turned = {name: turn @ case.arrays[name] for name in _READERS} | {"W_O": case.arrays["W_O"] @ turn.T}
-    yield _same(probe, case, case.having(**turned))
+    yield agree(probe, case, case.having(**turned))
 
 
 def _only_later_layers_listen(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
@@ -88,7 +84,7 @@ def _distance_is_no_matter(probe: Probe, case: Case, _rng: np.random.Generator) 
 
 def _keys_are_queries_turned_round(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     turned = {"W_Q": case.arrays["W_K"], "W_K": case.arrays["W_Q"]}
-    yield _same(probe, case, case.having(mode="Q", **turned))
+    yield agree(probe, case, case.having(mode="Q", **turned))
 
 
 def _one_dimension_is_a_cosine(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
@@ -113,7 +109,7 @@ def _sounding(arrays: Any) -> np.ndarray:
 
 def _groups_are_heads_repeated(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     times = case.arrays["W_Q"].shape[1] // case.arrays["W_K"].shape[1]
-    yield _same(
+    yield agree(
         probe, case, case.having(**{name: np.repeat(case.arrays[name], times, axis=1) for name in ("W_K", "W_V")})
     )
 
@@ -287,7 +283,7 @@ def _first_along_the_first(probe: Probe, case: Case, _rng: np.random.Generator) 
 
 def _lengths_do_not_matter(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
     factors = 2.0 ** rng.integers(-2, 3, (len(case.arrays["directions"]), 1))
-    yield _same(probe, case, case.having(directions=case.arrays["directions"] * factors))
+    yield agree(probe, case, case.having(directions=case.arrays["directions"] * factors))
 
 
 def _each_adds_a_column(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
@@ -348,7 +344,7 @@ def _one_after_the_other(probe: Probe, case: Case, _rng: np.random.Generator) ->
     """Mix the directions among each other: their span, and so the result, stays."""
     rows = case.arrays["directions"]
     mixed = case.having(directions=np.concatenate([rows[1:], rows[:1]]) * 2.0)
-    yield _same(probe, case, mixed)
+    yield agree(probe, case, mixed)
 
 
 def _any_directions(case: Case) -> bool:
@@ -535,7 +531,7 @@ def _other_rows_are_not_read(probe: Probe, case: Case, rng: np.random.Generator)
     other = np.round(8 * rng.random(pattern.shape)) / 8
     for row, query in enumerate(case.arrays["end"]):
         other[row, query] = pattern[row, query]
-    yield _same(probe, case, case.having(pattern=other))
+    yield agree(probe, case, case.having(pattern=other))
 
 
 def _attention_may_be_scaled(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:

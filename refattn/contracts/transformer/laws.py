@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refattn.conformance.contract import Case, Claim, Law
+from refattn.conformance.contract import Case, Claim, Law, agree
 from refattn.transformer.config import parse_config
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from refattn.transformer.weights import BlockWeights, TransformerWeights
 
 __all__ = ["LOGITS_LAWS", "SCORES_LAWS", "STEPS_LAWS"]
-
-
-def _same(probe: Probe, left: Case, right: Case, name: str = "logits") -> Claim:
-    return Claim(probe(left)[name], probe(right)[name], probe.slack(left)[name] + probe.slack(right)[name])
 
 
 def _blocks(weights: TransformerWeights, change: Any) -> TransformerWeights:
@@ -33,7 +29,7 @@ def _long(case: Case) -> bool:
 def _no_look_ahead(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
     ids = case.arrays["ids"]
     last = (ids[:, -1:] + rng.integers(1, 11, (len(ids), 1))) % 11
-    claim = _same(probe, case, case.having(ids=np.concatenate([ids[:, :-1], last], axis=1)))
+    claim = agree(probe, case, case.having(ids=np.concatenate([ids[:, :-1], last], axis=1)), "logits")
     yield Claim(claim.left[:, :-1], claim.right[:, :-1], claim.slack[:, :-1])
 
 
@@ -78,7 +74,7 @@ def _turns(case: Case) -> bool:
 
 def _only_distances_count(probe: Probe, case: Case, rng: np.random.Generator) -> Iterator[Claim]:
     positions = case.arrays.get("positions", np.arange(case.arrays["ids"].shape[1]))
-    yield _same(probe, case, case.having(positions=positions + int(rng.integers(1, 9))))
+    yield agree(probe, case, case.having(positions=positions + int(rng.integers(1, 9))), "logits")
 
 
 def _shares_keys(case: Case) -> bool:
@@ -95,7 +91,7 @@ def _shared_heads_are_repeated(probe: Probe, case: Case, _rng: np.random.Generat
         return block._replace(**{name: np.repeat(getattr(block, name), times, axis=0) for name in names})
 
     whole = {**case.options["config"], "num_key_value_heads": config.n_heads}
-    yield _same(probe, case, case.having(weights=_blocks(case.arrays["weights"], repeated), config=whole))
+    yield agree(probe, case, case.having(weights=_blocks(case.arrays["weights"], repeated), config=whole), "logits")
 
 
 def _slides(case: Case) -> bool:
@@ -188,7 +184,7 @@ def _decodes(case: Case) -> bool:
 def _split_anywhere(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
     length = case.arrays["ids"].shape[1]
     for prefill in {1, length} - {case.options["prefill"]}:
-        yield _same(probe, case, case.having(prefill=prefill), "out")
+        yield agree(probe, case, case.having(prefill=prefill), "out")
 
 
 def _prompt_alone(probe: Probe, case: Case, _rng: np.random.Generator) -> Iterator[Claim]:
