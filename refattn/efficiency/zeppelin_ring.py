@@ -35,7 +35,7 @@ __all__ = [
     "RingGradients",
     "attention_block",
     "attention_block_gradient",
-    "execute_plan",
+    "checked_shards",
     "merge_partial",
     "pair_counts",
     "partition_positions",
@@ -197,7 +197,7 @@ def ring_attention(
     2509.21841; the ring 2310.01889 [recalled]; the zig-zag as ring-flash-attention deals it out.
     """
     q, k, v, rule = check_heads(q, k, v, scale=scale, causal=causal)
-    shards = _checked_shards(q, k, cu_seqlens, n_ranks, layout)
+    shards = checked_shards(q, k, cu_seqlens, n_ranks, layout)
     rows = [np.concatenate(parts) for parts in shards]
     held = [(k[own], v[own]) for own in rows]  # 1: (n_r, h_kv, d), (n_r, h_kv, d_v) a rank
     results = [empty_partial(q[own], v) for own in rows]  # (n_r, h, d_v), (n_r, h) a rank
@@ -251,7 +251,7 @@ def ring_attention_gradient(
         As in `ring_attention`, or if ``d_out``, ``out`` or ``lse`` has another shape than the results.
     """
     q, k, v, rule = check_heads(q, k, v, scale=scale, causal=causal)
-    shards = _checked_shards(q, k, cu_seqlens, n_ranks, layout)
+    shards = checked_shards(q, k, cu_seqlens, n_ranks, layout)
     rows = [np.concatenate(parts) for parts in shards]
     saved = saved_for_gradient(q, v, d_out, out, lse)
     held = [(k[own], v[own], np.zeros_like(k[own]), np.zeros_like(v[own])) for own in rows]
@@ -298,59 +298,12 @@ def saved_for_gradient(q: Any, v: Any, d_out: Any, out: Any, lse: Any) -> tuple[
     return d_out, (d_out * out).sum(axis=-1), lse
 
 
-def execute_plan(
-    q: Any, k: Any, v: Any, cu_seqlens: Any, jobs: Sequence[Any], *, layout: str = "zigzag", causal: bool = True
-) -> Any:
-    """Run every job of a plan as ring attention on its own ranks: whatever the planner decided, nothing changes.
-
-    Parameters
-    ----------
-    q, k, v : array_like, shape (n, h, d), (n, h_kv, d), (n, h_kv, d_v)
-        Queries, keys and values of the batch, sequences packed end to end.
-    cu_seqlens : array_like of int, shape (S + 1,)
-        Where the sequences begin, and the total n.
-    jobs : sequence of Job
-        As from `partition_hierarchical`: each with its zone, its ranks and its length, in any order.
-    layout, causal
-        As in `ring_attention`.
-
-    Returns
-    -------
-    ndarray, shape (n, h, d_v)
-        In the dtype of ``q``.
-
-    Raises
-    ------
-    ValueError
-        If the jobs are not exactly one for each sequence, a job has no ranks or one twice, and as `ring_attention`.
-
-    Notes
-    -----
-    A job is known by its length. Sequences of equal length are interchangeable in a plan: the first job of a length
-    takes the first sequence of that length [our definition].
-    """
-    q, k, v, _ = check_heads(q, k, v, scale=None, causal=causal)
-    _checked_shards(q, k, cu_seqlens, 1, layout)
-    waiting: dict[int, list[slice]] = {}
-    for start, end in pairwise(int(x) for x in cu_seqlens):
-        waiting.setdefault(end - start, []).append(slice(start, end))
-    out = np.zeros((*q.shape[:2], v.shape[-1]), q.dtype)
-    for _, ranks, length in jobs:
-        require(waiting.get(length), f"jobs holds a job of length {length} for which there is no sequence left")
-        require(len(set(ranks)) == len(ranks) > 0, f"jobs holds a job on ranks {ranks}; they must be some, each once")
-        rows = waiting[length].pop(0)
-        out[rows], _ = ring_attention(q[rows], k[rows], v[rows], len(ranks), layout=layout, causal=causal)
-    left = [length for length, rows in waiting.items() if rows]
-    require(not left, f"jobs holds no job for sequences of lengths {left}")
-    return out
-
-
 def _check_ranks(n_ranks: int, layout: str) -> None:
     require(index(n_ranks) >= 1, f"n_ranks={n_ranks} must be at least 1")
     require_one_of("layout", layout, LAYOUTS)
 
 
-def _checked_shards(q: Any, k: Any, cu_seqlens: Any, n_ranks: int, layout: str) -> list[list[np.ndarray]]:
+def checked_shards(q: Any, k: Any, cu_seqlens: Any, n_ranks: int, layout: str) -> list[list[np.ndarray]]:
     """Return who holds which tokens, once queries, keys and sequences are known to fit together."""
     require_shape("k", k, (len(q), *k.shape[1:]))
     if cu_seqlens is None:

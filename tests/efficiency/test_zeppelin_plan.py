@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from refattn.efficiency.zeppelin import execute_plan
 from refattn.efficiency.zeppelin_plan import (
     ZONES,
     Cluster,
@@ -13,7 +14,7 @@ from refattn.efficiency.zeppelin_plan import (
     default_capacity,
     partition_hierarchical,
 )
-from refattn.efficiency.zeppelin_ring import execute_plan, ring_attention
+from refattn.efficiency.zeppelin_ring import ring_attention
 from refattn.efficiency.zeppelin_transfer import overlap_threshold, plan_remap, remap_time, transfer_time
 
 clusters = st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 10)).map(lambda sizes: Cluster(*sizes))

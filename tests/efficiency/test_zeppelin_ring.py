@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refattn.efficiency.zeppelin import execute_plan
 from refattn.efficiency.zeppelin_blocks import empty_partial
 from refattn.efficiency.zeppelin_plan import Cluster, Job, partition_hierarchical
 from refattn.efficiency.zeppelin_ring import (
     LAYOUTS,
     attention_block,
     attention_block_gradient,
-    execute_plan,
     merge_partial,
     pair_counts,
     partition_positions,

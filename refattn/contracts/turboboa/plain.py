@@ -474,19 +474,13 @@ def turbo_loop(**changes: Callable[..., Any]) -> Callable[..., Any]:
         adapts = adaptive_grid and isinstance(grid, str)
         whole = grid if isinstance(grid, str) else QuantGrid(*(_taken(part, row_at, 0) for part in grid))
         whole = whole if adapts else _grid(steps, whole, rows, bits, h, options)
-        left, found = rows.copy(), []
-        for begin in range(0, rows.shape[1], block_rows):
-            here, rest = slice(begin, begin + block_rows), slice(begin + block_rows, None)
-            block = left[:, here].copy()
+
+        def own_grid(here: slice, block: np.ndarray) -> Any:
             if adapts:
-                own = _grid(steps, whole, steps.seen_by_grid(rows[:, here], block), bits, h, options)
-            else:
-                own = QuantGrid(*(np.asarray(part)[:, here] for part in whole))
-            weight, codes = _columns(steps, block, h, r, own, bits)
-            found.append((weight, codes, *own))
-            if out is not None and rest.start < rows.shape[1]:
-                moves = steps.share(steps.factor(out), here, rest)
-                left[:, rest] -= np.swapaxes(moves, -1, -2) @ steps.lost(block, weight, r, h)
+                return _grid(steps, whole, steps.seen_by_grid(rows[:, here], block), bits, h, options)
+            return QuantGrid(*(np.asarray(part)[:, here] for part in whole))
+
+        found = _row_blocks(steps, (rows, h, r, out), bits, block_rows, own_grid)
         weight, codes, scale, zero = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         result = QuantGrid(scale, zero)
         if refine_sweeps:
@@ -497,6 +491,24 @@ def turbo_loop(**changes: Callable[..., Any]) -> Callable[..., Any]:
         return QuantResult(weight, codes.astype(np.int64), QuantGrid(*(_taken(x, row_back, 0) for x in result)), loss)
 
     return wrong
+
+
+def _row_blocks(
+    steps: Steps, problem: tuple[Any, ...], bits: int, block_rows: int, own_grid: Callable[[slice, np.ndarray], Any]
+) -> list[tuple[np.ndarray, ...]]:
+    """Return weights, codes, steps and zero points of one block of rows after the other."""
+    rows, h, r, out = problem
+    left, found = rows.copy(), []
+    for begin in range(0, rows.shape[1], block_rows):
+        here, rest = slice(begin, begin + block_rows), slice(begin + block_rows, None)
+        block = left[:, here].copy()
+        own = own_grid(here, block)
+        weight, codes = _columns(steps, block, h, r, own, bits)
+        found.append((weight, codes, *own))
+        if out is not None and rest.start < rows.shape[1]:
+            moves = steps.share(steps.factor(out), here, rest)
+            left[:, rest] -= np.swapaxes(moves, -1, -2) @ steps.lost(block, weight, r, h)
+    return found
 
 
 def boa_loop(**changes: Callable[..., Any]) -> Callable[..., Any]:
